@@ -1,0 +1,1 @@
+"""convoscope opens any convolutional network."""
