@@ -62,13 +62,13 @@ def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     word, *rest = sys.argv[1:]
-    if word == "test":
-        set_up("[test]")
-        command = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", str(ROOT / "tests"), *rest]
-    else:
-        set_up("[torchvision]")
-        command = [str(PYTHON), "-m", "convoscope.cli", word, *rest]
     try:
+        if word == "test":
+            set_up("[test]")
+            command = [str(PYTHON), "-m", "pytest", "-q", "-n", "2", str(ROOT / "tests"), *rest]
+        else:
+            set_up("[torchvision]")
+            command = [str(PYTHON), "-m", "convoscope", word, *rest]
         sys.exit(subprocess.run(command).returncode)
     except KeyboardInterrupt:
         sys.exit(130)
