@@ -23,12 +23,12 @@ def say(text):
 
 def fingerprint():
     """What the environment was installed from: another hash means another installation."""
-    parts = [sys.version, str(ROOT)] + [(ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    files = [(ROOT / name).read_text() for name in ("pyproject.toml", "constraints.txt")]
+    return hashlib.sha256("\n".join([sys.version, str(ROOT), *files]).encode()).hexdigest()
 
 
 def pip_command():
-    """pip inside .venv or, where Python came without ensurepip (as some Linux distributions ship it), pip from outside."""
+    """pip inside .venv or, where Python came without ensurepip (as on Debian), pip from outside."""
     outer = [sys.executable, "-m", "pip"]
     if not PYTHON.exists():
         try:
@@ -38,7 +38,9 @@ def pip_command():
     for command in ([str(PYTHON), "-m", "pip"], [*outer, "--python", str(PYTHON)]):
         if subprocess.run([*command, "--version"], capture_output=True).returncode == 0:
             return command
-    sys.exit("error: this Python has neither ensurepip nor pip; install one of them (Debian, Ubuntu: apt install python3-venv)")
+    sys.exit(
+        "error: this Python has neither ensurepip nor pip; install either (Debian: apt install python3-venv)"
+    )
 
 
 def set_up(extras):
@@ -49,7 +51,7 @@ def set_up(extras):
     say("setting up .venv (once; PyTorch is large, so this takes a few minutes) ...")
     command = [*pip_command(), "install", "--editable", f".{extras}", "--constraint", "constraints.txt"]
     if not sys.stderr.isatty():
-        command.append("--quiet")
+        command.append("-qq")
     # pip's own lines go to stderr, so that stdout holds nothing but what the command itself prints.
     if subprocess.run(command, cwd=ROOT, stdout=2).returncode:
         sys.exit("error: pip could not install convoscope; its message above says why")

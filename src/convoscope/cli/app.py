@@ -1,0 +1,40 @@
+"""The commands, and the options that several of them share."""
+
+from typing import Annotated
+
+import typer
+
+from convoscope.cli import demo, explain, lists
+
+app = typer.Typer(
+    name="convoscope",
+    help="Opens any convolutional network: why this prediction, what does this unit respond to, can it be trusted.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Start with: convoscope demo",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"convoscope {version('convoscope')}")
+        raise typer.Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Taken before any command; `--debug` itself is handled in run.py."""
+
+
+app.command(context_settings={"ignore_unknown_options": True})(explain.explain)
+app.command()(lists.layers)
+app.command()(lists.methods)
+app.command()(demo.demo)

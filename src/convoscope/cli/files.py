@@ -1,0 +1,61 @@
+"""Files that are either whole or not there."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from convoscope.core.errors import ConvoscopeError, UsageError
+
+
+def check_writable(path: Path) -> None:
+    """Raise, before any work is done, if `path` could not be written at its end."""
+    if path.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from None
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder for pictures, or raise with the reason."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    check_writable(path / "picture.png")
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A name to write to; it becomes `path` if the block ends well and vanishes if it does not."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, path)
+    except OSError as error:
+        raise _unwritable(path, error) from None
+    finally:
+        with suppress(OSError):
+            partial.unlink()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that nobody ever sees half of it."""
+    with replaced(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def size_text(path: Path) -> str:
+    """The size of a file for people: `412 kB`."""
+    count = path.stat().st_size
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count // 1000, 1)} kB"
+
+
+def _unwritable(path: Path, error: OSError) -> ConvoscopeError:
+    return ConvoscopeError(f"cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}")

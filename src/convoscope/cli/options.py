@@ -1,0 +1,82 @@
+"""Options that several commands share, and how a network and a device come out of them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convoscope.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from convoscope.network import Network
+
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; by default the CPU.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images run at once: less needs less memory.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="torchvision:NAME, timm:NAME, scenes, or a file of weights together with --arch.",
+    ),
+]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, scenes, or a file of weights with --arch.")
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."),
+]
+Partial = Annotated[bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")]
+
+
+def load_network(model: str, arch: str | None, partial: bool, device: str | None) -> "Network":
+    """The network that `--model`, `--arch` and `--allow-partial` name, on `--device`."""
+    import convoscope as cs
+
+    place = find_device(device)
+    net = cs.load(model, arch=arch, allow_partial=partial) if arch or partial else cs.load(model)
+    if place is not None:
+        net.module.to(place)
+    return net
+
+
+def find_device(name: str | None) -> str | None:
+    """`name` if this machine has such a device. Raises UsageError with what there is."""
+    if name is None:
+        return None
+    import torch
+
+    there = ["cpu"]
+    there += [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    there += ["mps"] if torch.backends.mps.is_available() else []
+    known = {*there, *(n.split(":")[0] for n in there), "cpu:0"}
+    if name not in known:
+        raise UsageError(f"no device {name!r} on this machine; it has {', '.join(there)}")
+    return name
+
+
+def split_settings(words: list[str], switches: set[str]) -> tuple[list[str], dict[str, str]]:
+    """Separate pictures from settings of methods, `--name value` or `--name=value`; `switches` need no value."""
+    pictures: list[str] = []
+    settings: dict[str, str] = {}
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--") or word == "--" or Path(word).exists():
+            pictures.append(word)
+            continue
+        key, equals, value = word[2:].partition("=")
+        key = key.replace("-", "_")
+        if not equals:
+            if rest and (key not in switches or rest[0].lower() in ("true", "false", "yes", "no")):
+                value = rest.pop(0)
+            elif key in switches:
+                value = "true"
+            else:
+                raise UsageError(f"{word} needs a value")
+        settings[key] = value
+    return pictures, settings

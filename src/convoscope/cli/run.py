@@ -1,0 +1,62 @@
+"""From arguments to an exit code: every error becomes one line on stderr."""
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from convoscope.core.errors import ConvoscopeError, closest
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; its exit code. `--debug` anywhere lets the traceback of an error through."""
+    words = list(arguments)
+    options = words[: words.index("--")] if "--" in words else words
+    debug = "--debug" in options or bool(os.environ.get("CONVOSCOPE_DEBUG"))
+    if "--debug" in options:
+        words.remove("--debug")
+    from convoscope.cli.app import app
+
+    try:
+        code = app(args=words, prog_name="convoscope", standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except (KeyboardInterrupt, EOFError):
+        return _fail("stopped", 130)
+    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, ConvoscopeError):
+        return _fail(f"error: {error}", error.exit_code)
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # wrong usage that typer found
+        return _fail(f"error: {_usage(error)}", error.exit_code)
+    if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+        return _fail("stopped", 130)
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return _fail(f"error: {error.filename}: {error.strerror.lower()}", 1)
+    text = " ".join(str(error).split()) or "no message"
+    return _fail(f"error: {type(error).__name__}: {text} (unexpected; --debug shows the traceback)", 1)
+
+
+def _usage(error: Exception) -> str:
+    text = error.format_message().strip().rstrip(".")  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return text
+    if text.startswith("No such command") and "did you mean" not in text.lower():
+        word = text.split("'")[1] if "'" in text else ""
+        near = closest(word, context.command.list_commands(context))
+        text += f"; did you mean {near[0]!r}?" if near else ""
+    return f"{text[0].lower()}{text[1:]} ('{context.command_path} --help' tells more)"
+
+
+def _fail(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
