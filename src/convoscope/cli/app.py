@@ -8,7 +8,7 @@ from convoscope.cli import demo, explain, lists
 
 app = typer.Typer(
     name="convoscope",
-    help="Opens any convolutional network: why this prediction, what does this unit respond to, can it be trusted.",
+    help="Opens any convolutional network: why this prediction, and can the explanation be trusted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from convoscope.network import Network
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; by default the CPU.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images run at once: less needs less memory.")]
 Model = Annotated[
@@ -24,13 +26,20 @@ Model = Annotated[
     ),
 ]
 ModelArgument = Annotated[
-    str, typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, scenes, or a file of weights with --arch.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="torchvision:NAME, timm:NAME, scenes, or a file of weights with --arch."
+    ),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."),
+    typer.Option(
+        metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."
+    ),
 ]
-Partial = Annotated[bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")]
+Partial = Annotated[
+    bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")
+]
 
 
 def load_network(model: str, arch: str | None, partial: bool, device: str | None) -> "Network":
@@ -60,7 +69,7 @@ def find_device(name: str | None) -> str | None:
 
 
 def split_settings(words: list[str], switches: set[str]) -> tuple[list[str], dict[str, str]]:
-    """Separate pictures from settings of methods, `--name value` or `--name=value`; `switches` need no value."""
+    """Separate pictures from settings, `--name value` or `--name=value`; `switches` need no value."""
     pictures: list[str] = []
     settings: dict[str, str] = {}
     rest = list(words)

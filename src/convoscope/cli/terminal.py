@@ -32,11 +32,15 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text, style="dim")
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: bool = False) -> Table:
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: bool = False
+) -> Table:
     """A plain table; the columns named in `right` hold numbers."""
     made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, int(wrap), 0))
     for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=not wrap)
+        made.add_column(
+            heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=not wrap
+        )
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
@@ -64,7 +68,9 @@ class Progress:
         if not sys.stderr.isatty():
             if now - self.told >= 10:
                 self.told = now
-                print(f"{self.label}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
+                print(
+                    f"{self.label}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True
+                )
             return
         if self.bar is None:
             self._show(total)

@@ -1,0 +1,20 @@
+"""`convoscope demo`: the whole thing on the network that ships with the package, offline."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convoscope.cli import options as opt
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
+        "convoscope-demo.html"
+    ),
+    seed: opt.Seed = 0,
+    device: opt.Device = None,
+    as_json: opt.JSON = False,
+) -> None:
+    """Render a few pictures, let a small network name them, explain each with the default methods."""
+    raise NotImplementedError

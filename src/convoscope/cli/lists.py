@@ -1,0 +1,107 @@
+"""`convoscope layers` and `convoscope methods`: what there is."""
+
+from typing import Annotated, Any
+
+import typer
+
+from convoscope.cli import options as opt
+
+
+def layers(
+    model: opt.ModelArgument,
+    arch: opt.Arch = None,
+    allow_partial: opt.Partial = False,
+    as_json: opt.JSON = False,
+) -> None:
+    """List the layers and operators of a network: address, shape, receptive field, stride, parameters."""
+    import dataclasses
+
+    from convoscope.cli.terminal import console, print_json
+    from convoscope.cli.work import jsonable
+
+    net = opt.load_network(model, arch, allow_partial, None)
+    found = net.layers()
+    if as_json:
+        rows = [jsonable(dataclasses.asdict(row)) for row in found]
+        print_json(
+            {"schema": "convoscope.layers/1", "network": {"name": net.name, "hash": net.hash}, "layers": rows}
+        )
+        return
+    console().print(str(found), soft_wrap=True)
+
+
+def methods(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Tell all about these: settings, paper, BibTeX."),
+    ] = None,
+    as_json: opt.JSON = False,
+) -> None:
+    """List the methods: what they are for, what they cost, where they work and where they fail."""
+    import convoscope as cs
+    from convoscope.cli.terminal import console, print_json, table
+    from convoscope.core.spec import lookup
+
+    known = cs.methods()
+    chosen = {name: lookup("method", name) for name in names or known}
+    if as_json:
+        print_json({"schema": "convoscope.methods/1", "methods": [_as_dict(cls) for cls in chosen.values()]})
+        return
+    if names:
+        for cls in chosen.values():
+            _tell(cls)
+        return
+    rows = [
+        (name, a.type, a.use, a.cost, a.support, a.drawback)
+        for name, cls in chosen.items()
+        if (a := cls.about)
+    ]
+    headings = ("method", "type", "use", "cost", "support", "drawback")
+    console().print(table(headings, rows, wrap=True))
+    console().print("convoscope methods NAME tells more: settings, paper, BibTeX.", style="dim")
+
+
+def _settings(cls: Any) -> list[dict[str, Any]]:
+    from dataclasses import MISSING
+
+    from convoscope.cli.work import jsonable
+    from convoscope.core.spec import Spec, describe_type, fields_of
+
+    found = []
+    for field in fields_of(cls):
+        default = field.default.to_dict() if isinstance(field.default, Spec) else field.default
+        entry = {"name": field.name, "type": describe_type(field.type), "help": field.help}
+        found.append(entry if default is MISSING else entry | {"default": jsonable(default)})
+    return found
+
+
+def _as_dict(cls: Any) -> dict[str, Any]:
+    import dataclasses
+
+    about, paper = cls.about, cls.paper
+    return {
+        "name": cls.name,
+        "default": bool(getattr(cls, "default", False)),
+        **(dataclasses.asdict(about) if about else {}),
+        "paper": dataclasses.asdict(paper) if paper else None,
+        "settings": _settings(cls),
+    }
+
+
+def _tell(cls: Any) -> None:
+    import inspect
+
+    from convoscope.cli.terminal import console, table
+
+    screen = console()
+    screen.print(cls.name, style="bold")
+    screen.print(inspect.getdoc(cls) or "")
+    if cls.about:
+        a = cls.about
+        rows = [("use", a.use), ("cost", a.cost), ("support", a.support), ("drawback", a.drawback)]
+        screen.print(table(("", ""), rows, wrap=True))
+    rows = [(s["name"], s["type"], s.get("default", "(must be given)"), s["help"]) for s in _settings(cls)]
+    if rows:
+        screen.print(table(("setting", "takes", "default", "meaning"), rows, wrap=True))
+    if cls.paper:
+        screen.print(cls.paper.bibtex() + "\n")
