@@ -24,7 +24,7 @@ FAMILIES = {
 }
 VOCABULARY = {"network", "targets", "results", "rules", "images", "data", "engine"}
 FACES = {"cli", "web"}
-# What a part may import beside itself. `report` gathers results for show/ on behalf of the faces and of results;
+# What a part may import beside itself. `report` turns results into a page, for the faces and for notebooks;
 # `testing` and the package itself offer everything below the faces.
 MAY_IMPORT = {
     "show": set(),

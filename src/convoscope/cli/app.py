@@ -11,6 +11,7 @@ app = typer.Typer(
     help="Opens any convolutional network: why this prediction, and can the explanation be trusted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Exit codes: 0 done, 1 failed, 2 wrong usage. Start with: convoscope demo",
 )

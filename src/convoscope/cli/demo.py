@@ -16,5 +16,5 @@ def demo(
     device: opt.Device = None,
     as_json: opt.JSON = False,
 ) -> None:
-    """Render a few pictures, let a small network name them, explain each with the default methods."""
+    """Explain a small network that comes along; works offline."""
     raise NotImplementedError

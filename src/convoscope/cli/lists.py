@@ -13,7 +13,10 @@ def layers(
     allow_partial: opt.Partial = False,
     as_json: opt.JSON = False,
 ) -> None:
-    """List the layers and operators of a network: address, shape, receptive field, stride, parameters."""
+    """List the layers and operators of a network.
+
+    With address, operator, shape, receptive field (size and stride, in pixels) and number of parameters.
+    """
     import dataclasses
 
     from convoscope.cli.terminal import console, print_json
@@ -37,7 +40,7 @@ def methods(
     ] = None,
     as_json: opt.JSON = False,
 ) -> None:
-    """List the methods: what they are for, what they cost, where they work and where they fail."""
+    """List the methods, and where each works and fails."""
     import convoscope as cs
     from convoscope.cli.terminal import console, print_json, table
     from convoscope.core.spec import lookup

@@ -37,7 +37,7 @@ class Work:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run every method for every target; one of the default set that does not fit the network is left out."""
+        """Run every method for every target; a default method that does not fit the network is left out."""
         import convoscope as cs
 
         for method in self.methods:
