@@ -50,6 +50,7 @@ def explain(
         Path | None, typer.Option(metavar="DIR", help="Write every map as a PNG into this folder.")
     ] = None,
     arch: opt.Arch = None,
+    weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
     batch_size: opt.BatchSize = 32,
     seed: opt.Seed = 0,
@@ -75,7 +76,7 @@ def explain(
         )
     known = [name for p in context.command.params for name in p.opts if name.startswith("--")]
     methods = do.choose_methods(method or [], settings, known)
-    net = opt.load_network(model, arch, allow_partial, device)
+    net = opt.load_network(model, arch, weights, allow_partial, device)
     targets = [net.target(t) for t in target or ["top"]]
     job = do.Work(net, net.read(pictures), pictures, methods, targets, bool(method), at, batch_size, seed)
     _run(job, out, png, as_json)
@@ -89,7 +90,8 @@ def _run(job: "Work", out: Path | None, png: Path | None, as_json: bool) -> None
     if not as_json:
         for name, found in zip(job.names, job.net.predict(job.x), strict=True):
             screen.print(f"{name}: {do.predictions_line(found)}", style="bold")
-        screen.print(f"network {job.net.name}, {job.net.size} px, seed {job.seed}\n")
+        size = " x ".join(str(n) for n in job.x.shape[2:])
+        screen.print(f"network {job.net.name}, input {size}, seed {job.seed}\n")
     job.run()
     if not as_json:
         tell(job)

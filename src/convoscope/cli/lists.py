@@ -10,22 +10,25 @@ from convoscope.cli import options as opt
 def layers(
     model: opt.ModelArgument,
     arch: opt.Arch = None,
+    weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="PIXELS", help="Height and width of the input. Default: the network's."),
+    ] = None,
     as_json: opt.JSON = False,
 ) -> None:
     """List the layers and operators of a network.
 
     With address, operator, shape, receptive field (size and stride, in pixels) and number of parameters.
     """
-    import dataclasses
-
     from convoscope.cli.terminal import console, print_json
     from convoscope.cli.work import jsonable
 
-    net = opt.load_network(model, arch, allow_partial, None)
-    found = net.layers()
+    net = opt.load_network(model, arch, weights, allow_partial)
+    found = net.layers(size)
     if as_json:
-        rows = [jsonable(dataclasses.asdict(row)) for row in found]
+        rows = [jsonable(row._asdict()) for row in found]
         print_json(
             {"schema": "convoscope.layers/1", "network": {"name": net.name, "hash": net.hash}, "layers": rows}
         )

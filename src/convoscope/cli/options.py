@@ -37,17 +37,27 @@ Arch = Annotated[
         metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."
     ),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME|none",
+        help="Which weights of a library's network; none: random ones. Default: its best.",
+    ),
+]
 Partial = Annotated[
     bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")
 ]
 
 
-def load_network(model: str, arch: str | None, partial: bool, device: str | None) -> "Network":
-    """The network that `--model`, `--arch` and `--allow-partial` name, on `--device`."""
+def load_network(
+    model: str, arch: str | None, weights: str | None, partial: bool, device: str | None = None
+) -> "Network":
+    """The network that `--model`, `--arch`, `--weights` and `--allow-partial` name, on `--device`."""
     import convoscope as cs
 
     place = find_device(device)
-    net = cs.load(model, arch=arch, allow_partial=partial) if arch or partial else cs.load(model)
+    settings = {"weights": None if weights.lower() == "none" else weights} if weights else {}
+    net = cs.load(model, arch=arch, allow_partial=partial, **settings)
     if place is not None:
         net.module.to(place)
     return net

@@ -197,7 +197,7 @@ def document(work: Work) -> dict[str, Any]:
     return {
         "schema": "convoscope.explain/1",
         "version": version("convoscope"),
-        "network": {"name": net.name, "hash": net.hash, "size": net.size},
+        "network": {"name": net.name, "hash": net.hash, "size": list(work.x.shape[2:])},
         "seed": work.seed,
         "images": [
             {

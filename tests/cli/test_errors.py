@@ -1,0 +1,144 @@
+"""Every mistake gets one clear line on stderr, its exit code, and never a traceback."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .conftest import Result
+
+Cli = Callable[..., Result]
+
+
+def failed(result: Result, code: int, *words: str) -> None:
+    assert result.code == code, result.err
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    assert "Traceback" not in result.err
+    for word in words:
+        assert word in lines[0], f"{word!r} is not in {lines[0]!r}"
+
+
+def test_missing_picture(cli: Cli) -> None:
+    failed(cli("explain", "nowhere.jpg", "-m", "scenes"), 2, "nowhere.jpg")
+
+
+def test_text_that_calls_itself_a_picture(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_text("this is no picture")
+    failed(cli("explain", "a.jpg", "-m", "scenes"), 1, "a.jpg")
+
+
+def test_truncated_png(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(picture.read_bytes()[:400])
+    failed(cli("explain", "cut.png", "-m", "scenes"), 1, "cut.png")
+
+
+def test_one_pixel(cli: Cli, tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    failed(cli("explain", "dot.png", "-m", "scenes"), 1, "dot.png")
+
+
+def test_a_folder_instead_of_a_picture(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    result = cli("explain", "folder", "-m", "scenes")
+    failed(result, result.code, "folder")
+    assert result.code in (1, 2)
+
+
+def test_no_picture_but_settings(cli: Cli) -> None:
+    failed(cli("explain", "--steps", "3", "-m", "scenes"), 2, "no picture")
+
+
+@pytest.mark.parametrize(
+    ("model", "word"),
+    [("torchvision:resnet19", "resnet18"), ("scene", "scenes"), ("x.safetensors", "x.safetensors")],
+)
+def test_unknown_model(cli: Cli, picture: Path, model: str, word: str) -> None:
+    failed(cli("explain", picture, "-m", model), 2, word)
+
+
+def test_unknown_layer(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--method", "grad-cam:layer=nowhere"), 2, "nowhere")
+
+
+def test_unknown_address(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--method", "gradient", "--at", "nowhere"), 2, "nowhere")
+
+
+def test_unknown_class(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--target", "unicorn"), 2, "unicorn")
+
+
+def test_class_number_out_of_range(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--target", "9999"), 2, "9999")
+
+
+def test_unknown_method(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--method", "grad-kam"), 2, "grad-cam")
+
+
+def test_unknown_setting_of_a_method(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--method", "integrated-gradients:stepz=3"), 2, "steps")
+
+
+def test_setting_of_the_wrong_type(cli: Cli, picture: Path) -> None:
+    failed(
+        cli("explain", picture, "-m", "scenes", "--method", "integrated-gradients:steps=many"),
+        2,
+        "whole number",
+    )
+
+
+def test_unknown_option(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--stepz", "3"), 2, "--stepz", "--steps")
+
+
+def test_setting_that_no_chosen_method_has(cli: Cli, picture: Path) -> None:
+    result = cli("explain", picture, "-m", "scenes", "--method", "gradient", "--steps", "3")
+    failed(result, 2, "steps", "integrated-gradients")
+
+
+def test_setting_without_a_value(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--steps"), 2, "--steps", "value")
+
+
+def test_out_in_a_folder_that_is_not_there(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--out", "no/where/r.html"), 1, "no/where")
+
+
+def test_out_is_a_folder(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--out", tmp_path), 2, "folder")
+
+
+def test_png_is_a_file(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--method", "gradient", "--png", picture), 1, picture.name)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_bad_device(cli: Cli, picture: Path, device: str) -> None:
+    failed(cli("explain", picture, "-m", "scenes", "--device", device), 2, device, "cpu")
+
+
+def test_missing_model(cli: Cli, picture: Path) -> None:
+    failed(cli("explain", picture), 2, "--model")
+
+
+def test_unknown_command(cli: Cli) -> None:
+    failed(cli("explian"), 2, "explain")
+
+
+def test_unknown_method_to_list(cli: Cli) -> None:
+    failed(cli("methods", "lrq"), 2, "lrp")
+
+
+def test_unexpected_errors_are_one_line_too(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("something\nodd")
+
+    monkeypatch.setattr("convoscope.cli.lists._as_dict", broken)
+    failed(cli("methods", "--json"), 1, "RuntimeError: something odd", "--debug")
+    shown = cli("--debug", "methods", "--json")
+    assert shown.code == 1
+    assert "Traceback" in shown.err

@@ -1,0 +1,35 @@
+"""What happens when a network lacks what a method needs."""
+
+import pytest
+import torch
+from torch import nn
+
+import convoscope as cs
+from convoscope.cli.work import Work, choose_methods
+from convoscope.core.errors import UnsupportedError
+
+
+def without_relu(chosen: bool, *methods: str) -> Work:
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
+    )
+    net = cs.Network(module, size=16)
+    return Work(
+        net, torch.rand(1, 3, 16, 16), ["noise"], choose_methods(methods, {}, []), [net.target("top")], chosen
+    )
+
+
+def test_a_default_method_that_does_not_fit_is_left_out_with_the_reason() -> None:
+    work = without_relu(False)
+    work.run()
+    (reason,) = [reason for name, reason in work.left_out if name == "guided-backprop"]
+    assert "relu" in reason.lower()
+    done = [a.method.name for a in work.attributions]
+    assert "guided-backprop" not in done
+    assert {"grad-cam", "integrated-gradients", "occlusion"} <= set(done)
+
+
+def test_a_requested_method_that_does_not_fit_is_an_error() -> None:
+    with pytest.raises(UnsupportedError, match=r"(?i)relu"):
+        without_relu(True, "guided-backprop").run()
