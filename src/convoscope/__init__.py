@@ -1,1 +1,43 @@
-"""convoscope opens any convolutional network."""
+"""convoscope opens any convolutional network.
+
+    import convoscope as cs
+    net = cs.load("scenes")
+    a = cs.explain(net, net.read("picture.png"), "integrated-gradients")
+
+Importing this package imports nothing heavy; each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_PUBLIC = {
+    "network": ["Network", "load"],
+    "method": ["Method", "explain", "methods"],
+    "results": ["Attribution", "cite"],
+    "targets": ["Channel", "Direction", "Layer", "Logit", "Margin", "Neuron", "Probability", "Target"],
+    "attribution": [
+        "CAM", "Deconvnet", "GradCAM", "Gradient", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "LRP", "Occlusion",
+        "SmoothGrad",
+    ],
+    "rules": ["Composite", "Rule"],
+    "core.statistic": ["Statistic"],
+    "core.errors": ["AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError"],
+}  # fmt: skip
+_HOME = {name: module for module, names in _PUBLIC.items() for name in names}
+__all__ = sorted(_HOME)
+__version__ = "0.1.0.dev0"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        value = getattr(import_module(f"convoscope.{_HOME[name]}"), name)
+    elif name == "testing":
+        value = import_module("convoscope.testing")
+    else:
+        raise AttributeError(f"module 'convoscope' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "testing"})

@@ -1,0 +1,81 @@
+"""What is measured over a data set: update with a batch, merge with another, ask for the value."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from convoscope.core.errors import UsageError
+
+Merge = Callable[[Tensor, Tensor], Tensor]
+SUM: Merge = torch.add
+MINIMUM: Merge = torch.minimum
+MAXIMUM: Merge = torch.maximum
+
+
+def CONCATENATE(a: Tensor, b: Tensor) -> Tensor:
+    """Merge of rows that are all kept."""
+    return torch.cat([a, b])
+
+
+class Statistic:
+    """Base of all statistics. `state` names the tensors kept and how each merges; merging any split equals one pass.
+
+    A subclass sets the named tensors in `__init__`, adds to them in `update` and reads them in `value`.
+    """
+
+    state: ClassVar[dict[str, Merge]] = {}
+
+    def update(self, batch: Tensor) -> None:
+        """Take in one batch, rows first."""
+        raise NotImplementedError
+
+    def value(self) -> Any:
+        """The result over everything taken in so far."""
+        raise NotImplementedError
+
+    def merge(self, other: Self) -> Self:
+        """Take in everything the other has taken in; returns self."""
+        if type(other) is not type(self):
+            raise UsageError(f"a {type(self).__name__} cannot merge a {type(other).__name__}")
+        for name, how in self.state.items():
+            setattr(self, name, how(getattr(self, name), getattr(other, name)))
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors kept, by name: all that has to be stored or sent."""
+        return {name: getattr(self, name) for name in self.state}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> Self:
+        """Continue from stored tensors; returns self."""
+        if set(state) != set(self.state):
+            raise UsageError(f"{type(self).__name__} keeps {sorted(self.state)}; got {sorted(state)}")
+        for name, tensor in state.items():
+            setattr(self, name, tensor)
+        return self
+
+
+class ChannelMoments(Statistic):
+    """Mean and standard deviation of each channel over rows and positions of `(B, C, ...)`, in float64.
+
+    Sums of first and second powers are kept, so that merging is exact up to rounding.
+    """
+
+    state = {"count": SUM, "total": SUM, "square": SUM}
+
+    def __init__(self, channels: int) -> None:
+        self.count = torch.zeros((), dtype=torch.int64)
+        self.total = torch.zeros(channels, dtype=torch.float64)
+        self.square = torch.zeros(channels, dtype=torch.float64)
+
+    def update(self, batch: Tensor) -> None:
+        rows = batch.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
+        self.count = self.count + rows.shape[1]
+        self.total = self.total + rows.sum(1)
+        self.square = self.square + rows.square().sum(1)
+
+    def value(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation per channel, `(C,)` each."""
+        mean = self.total / self.count
+        return mean, (self.square / self.count - mean.square()).clamp(min=0).sqrt()

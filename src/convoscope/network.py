@@ -1,0 +1,384 @@
+"""A network: any `nn.Module` plus its input space. Loading by name, reading pictures, predicting, listing layers."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from convoscope.core.errors import ImageError, UsageError
+from convoscope.core.record import record
+from convoscope.core.run import undisturbed
+from convoscope.core.trace import Trace, trace
+from convoscope.targets import Logit, Target
+
+Images = Float[Tensor, "batch channel height width"]
+Pictures = Float[Tensor, "batch 3 height width"]
+
+
+class Prediction(NamedTuple):
+    """One category of an image, with its softmax probability 0..1."""
+
+    index: int
+    category: str
+    probability: float
+
+
+class Layer(NamedTuple):
+    """One row of `net.layers()`; sizes in input pixels. `receptive_field` is None for the whole image."""
+
+    address: str
+    operator: str
+    shape: tuple[int, ...]
+    receptive_field: tuple[int, int] | None
+    stride: tuple[float, float] | None
+    offset: tuple[float, float] | None
+    exact: bool
+    parameters: int
+
+
+class LayerTable(list[Layer]):
+    """The addresses of a network in the order they run; printed, a table."""
+
+    header = ("layer", "operator", "shape", "receptive field", "stride", "parameters")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table as text."""
+        found = []
+        for e in self:
+            field = "whole image" if e.receptive_field is None else _pair(e.receptive_field) + ("" if e.exact else " at most")
+            stride = "" if e.stride is None else _pair(e.stride)
+            found.append(
+                (
+                    e.address,
+                    e.operator,
+                    " x ".join(map(str, e.shape)),
+                    field,
+                    stride,
+                    f"{e.parameters:,}" if e.parameters else "",
+                )
+            )
+        return found
+
+    def __str__(self) -> str:
+        rows = [self.header, *self.rows()]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(self.header))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+    def _repr_html_(self) -> str:
+        from convoscope.show.html import table
+
+        return table(self.header, self.rows())
+
+
+def _pair(values: tuple[float, float]) -> str:
+    a, b = (f"{v:g}" for v in values)
+    return a if a == b else f"{a} x {b}"
+
+
+class Network:
+    """Any module with its input space. The module is never changed by anything done here; `module` is the same object.
+
+    `size` is the height and width it takes (None: any), `mean` and `std` are per channel in 0..1 pixels (input space is
+    `(pixel - mean) / std`), `categories` names the classes, `transform` turns a PIL picture into a `(C, H, W)` input
+    (default: resize the shorter side to `size`, crop the center, normalize), `output` names the entry of a mapping or
+    sequence that the module returns.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        categories: Sequence[str] | None = None,
+        *,
+        channels: int | None = None,
+        name: str | None = None,
+        transform: Callable[[Any], Tensor] | None = None,
+        output: str | int | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"a network is a torch.nn.Module; got {type(module).__name__}")
+        self.module = module
+        self.size = (size, size) if isinstance(size, int) else size
+        self.channels = channels or _channels(module) or len(mean or ()) or 3
+        self.mean = tuple(mean) if mean is not None else (0.0,) * self.channels
+        self.std = tuple(std) if std is not None else (1.0,) * self.channels
+        if not len(self.mean) == len(self.std) == self.channels:
+            raise UsageError(
+                f"the network takes {self.channels} channels; got {len(self.mean)} means and {len(self.std)} deviations"
+            )
+        self.categories = tuple(categories or ())
+        self.name = name or type(module).__name__
+        self.transform, self.output = transform, output
+        self._traces: dict[tuple[int, ...], Trace] = {}
+        self._hash: tuple[Any, str] = (None, "")
+
+    def __repr__(self) -> str:
+        size = "any size" if self.size is None else "{} x {}".format(*self.size)
+        parameters = sum(p.numel() for p in self.module.parameters())
+        return f"Network({self.name}: {self.channels} channels, {size}, {len(self.categories) or 'unnamed'} categories, {parameters:,} parameters)"
+
+    # ---- the module as it is run
+    @property
+    def plain(self) -> nn.Module:
+        """The module itself, or the one a compiled module was made from."""
+        return getattr(self.module, "_orig_mod", self.module)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first parameter lives."""
+        return next((t.device for t in _tensors(self.module)), torch.device("cpu"))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the parameters."""
+        return next((t.dtype for t in _tensors(self.module) if t.is_floating_point()), torch.float32)
+
+    @property
+    def hash(self) -> str:
+        """Sixteen digits that change with any weight or buffer."""
+        state = dict(self.plain.state_dict())
+        version = tuple((k, t.data_ptr(), t._version) for k, t in state.items() if isinstance(t, Tensor))
+        if self._hash[0] != version:
+            digest = hashlib.blake2b(digest_size=8)
+            for key, tensor in state.items():
+                if isinstance(tensor, Tensor):
+                    raw = tensor.detach().cpu().contiguous().reshape(-1)
+                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                    digest.update(memoryview(raw.view(torch.uint8).numpy()))
+            self._hash = version, digest.hexdigest()
+        return self._hash[1]
+
+    def head(self, output: Any) -> Tensor:
+        """The output tensor in what the module returned. Raises UsageError naming the entries where the choice is open."""
+        if isinstance(output, Tensor):
+            return output
+        entries = dict(output) if isinstance(output, Mapping) else None
+        if entries is None and isinstance(output, tuple) and hasattr(output, "_asdict"):
+            entries = output._asdict()
+        if entries is None and isinstance(output, tuple | list):
+            entries = dict(enumerate(output))
+        if entries is None:
+            entries = {k: v for k, v in vars(output).items()} if hasattr(output, "__dict__") else {}
+        tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
+        if self.output in tensors:
+            return tensors[self.output]
+        names = [k for k in ("logits", "out", "output") if k in tensors] if self.output is None else []
+        if self.output is None and (names or len(tensors) == 1):
+            return tensors[names[0]] if names else next(iter(tensors.values()))
+        known = ", ".join(repr(k) for k in tensors) or f"none in a {type(output).__name__}"
+        raise UsageError(f"the network returns several tensors ({known}); choose one with Network(module, output=...)")
+
+    # ---- pictures in, pictures out
+    def read(self, source: Any) -> Images:
+        """Pictures in the network's input space.
+
+        `source` is a path, file, PIL picture, array (H, W), (H, W, C), tensor (C, H, W), (B, C, H, W), or a list of them.
+        Arrays and tensors hold pixels: integers 0..255 (or 0..65535) or floats 0..1. Raises ImageError for what cannot be
+        read, UsageError for a missing file.
+        """
+        if isinstance(source, list | tuple):
+            rows = [self.read(s) for s in source]
+            if not rows:
+                raise UsageError("no pictures to read; give a path, a picture, an array, a tensor or a list of them")
+            if len({r.shape[1:] for r in rows}) > 1:
+                raise ImageError(
+                    f"pictures of different sizes {[tuple(r.shape[2:]) for r in rows]} for a network of any size; give Network a size"
+                )
+            return torch.cat(rows)
+        pixels = _pixels_of_tensor(source, self.channels) if isinstance(source, Tensor) else self._pixels_of_picture(source)
+        if pixels.dim() == 3:  # already transformed
+            return pixels[None].to(self.device, self.dtype)
+        if self.size is not None and tuple(pixels.shape[2:]) != self.size:
+            pixels = _fit(pixels, self.size)
+        return self.normalize(pixels).to(self.device, self.dtype)
+
+    def _pixels_of_picture(self, source: Any) -> Tensor:
+        from convoscope.data.pictures import read_picture
+
+        if self.channels not in (1, 3):
+            raise ImageError(
+                f"the network takes {self.channels} channels, which no picture file has; give a (B, {self.channels}, H, W) tensor of pixels 0..1"
+            )
+        picture = read_picture(source, mode="L" if self.channels == 1 else "RGB")
+        if self.transform is not None:
+            return self.transform(picture)
+        raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
+        return raw.view(1, picture.height, picture.width, self.channels).permute(0, 3, 1, 2).to(torch.float64) / 255
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """Pixels 0..1 to input space."""
+        return (pixels - _column(self.mean, pixels)) / _column(self.std, pixels)
+
+    def picture(self, x: Images) -> Pictures:
+        """The pixels 0..1 of inputs, in color, for showing: the inverse of the normalization, clipped."""
+        pixels = (x.detach() * _column(self.std, x) + _column(self.mean, x)).clamp(0, 1).float().cpu()
+        if pixels.shape[1] == 3:
+            return pixels
+        return (pixels if pixels.shape[1] == 1 else pixels.mean(1, keepdim=True)).expand(-1, 3, -1, -1)
+
+    def check(self, x: Any) -> Images:
+        """`x` on the network's device and in its floating type. Raises UsageError unless it is `(B, C, H, W)` and fits."""
+        if not isinstance(x, Tensor):
+            raise UsageError(
+                f"expected a tensor (images, {self.channels}, height, width); got {type(x).__name__}; net.read() makes one from pictures"
+            )
+        if x.dim() != 4 or len(x) == 0:
+            raise UsageError(f"expected a tensor (images, {self.channels}, height, width); got shape {tuple(x.shape)}")
+        if _channels(self.plain) not in (None, x.shape[1]):
+            raise UsageError(f"the network takes {self.channels} channels; got shape {tuple(x.shape)}")
+        return x.to(self.device, self.dtype)
+
+    # ---- questions
+    @torch.no_grad()
+    def predict(self, x: Any, top: int = 5, batch_size: int = 32) -> list[list[Prediction]]:
+        """The `top` categories of each image, most probable first. `x` is an input tensor, or anything `read` takes."""
+        x = self.check(x if isinstance(x, Tensor) else self.read(x))
+        with undisturbed(self.plain):
+            outputs = torch.cat(
+                [record(self.plain, b, ("output",), head=self.head)["output"] for b in x.clone().split(batch_size)]
+            )
+        if outputs.dim() != 2:
+            raise UsageError(f"the output has shape {tuple(outputs.shape)}, not (images, classes); there is nothing to rank")
+        outputs = outputs.double()
+        probable = bool((outputs >= 0).all() and torch.allclose(outputs.sum(1), outputs.new_ones(len(outputs)), atol=1e-4))
+        best = (outputs if probable else outputs.softmax(1)).topk(min(top, outputs.shape[1]), 1)
+        return [
+            [Prediction(i, self.category(i), p) for i, p in zip(index.tolist(), value.tolist(), strict=True)]
+            for index, value in zip(best.indices, best.values, strict=True)
+        ]
+
+    def category(self, index: int) -> str:
+        """The name of a class, or `class 7` where it has none."""
+        return self.categories[index] if index < len(self.categories) else f"class {index}"
+
+    def target(self, which: "Target | int | str | None" = None) -> Target:
+        """A target from a class number, a category name, "top" or None (the top class of each image), or a target."""
+        if which is None or which == "top":
+            return Logit()
+        if not isinstance(which, Target | int | str) or isinstance(which, bool):
+            raise UsageError(f"a target is a class number, a category name, 'top' or a Target; got {type(which).__name__}")
+        return (which if isinstance(which, Target) else Logit(which)).named(self.categories)
+
+    def layers(self, size: int | tuple[int, int] | None = None) -> LayerTable:
+        """All addresses in the order they run, with shape and receptive field for inputs of `size` (default: the network's)."""
+        size = (size, size) if isinstance(size, int) else size or self.size
+        if size is None:
+            raise UsageError("this network takes any size; say for which: net.layers(224)")
+        entries = self.trace(torch.zeros(1, self.channels, *size, device=self.device, dtype=self.dtype)).entries
+        return LayerTable(_row(e) for e in entries)
+
+    def trace(self, x: Images) -> Trace:
+        """What one forward pass of the first image runs; kept for each input shape."""
+        key = tuple(x.shape[1:])
+        if key not in self._traces:
+            with undisturbed(self.plain):
+                found = trace(self.plain, x[:1].detach().clone(), self.head)
+            self._traces[key] = found
+        return self._traces[key]
+
+    # ---- baselines
+    def baseline(self, which: Any, x: Images) -> Images:
+        """An uninformative image for each of `x` `(B, C, H, W)`: "black", "white", "mean", "blur", a number or a tensor."""
+        if isinstance(which, Tensor):
+            if which.dim() != 4 or which.shape[0] not in (1, len(x)) or which.shape[1] not in (1, x.shape[1]):
+                raise UsageError(
+                    f"a baseline tensor is (1, {x.shape[1]}, {x.shape[2]}, {x.shape[3]}); got {tuple(which.shape)}"
+                )
+            return which.to(x).expand_as(x)
+        if isinstance(which, int | float):
+            return torch.full_like(x, float(which))
+        pixel = {"black": 0.0, "white": 1.0}
+        if which in pixel:
+            return self.normalize(torch.full_like(x, pixel[which]))
+        if which == "mean":
+            return x.mean((2, 3), keepdim=True).expand_as(x)
+        if which == "blur":
+            return _blurred(x)
+        raise UsageError(f"no baseline {which!r}; expected black, white, mean, blur, uniform, a number or a tensor")
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _channels(module: nn.Module) -> int | None:
+    for m in module.modules():
+        if isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return m.in_channels
+        if isinstance(m, nn.Linear):
+            return None
+    return None
+
+
+def _column(values: Sequence[float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
+
+
+def _pixels_of_tensor(x: Tensor, channels: int) -> Tensor:
+    x = x.detach().cpu()
+    x = x[None] if x.dim() == 3 else x
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise ImageError(
+            f"expected a tensor ({channels}, height, width) or (images, {channels}, height, width); got shape {tuple(x.shape)}"
+        )
+    if not x.is_floating_point():
+        return x.to(torch.float64) / (65535 if x.dtype == torch.uint16 else 1 if x.dtype == torch.bool else 255)
+    low, high = x.aminmax()
+    if not (low >= 0 and high <= 1):
+        raise ImageError(
+            f"float pixels are 0..1; got {low:.3g}..{high:.3g}. A tensor already in the network's input space needs no reading"
+        )
+    return x.to(torch.float64)
+
+
+def _fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resizes so that the picture just covers `size`, antialiased, and crops the center."""
+    height, width = pixels.shape[2:]
+    scale = max(size[0] / height, size[1] / width)
+    new = max(size[0], round(height * scale)), max(size[1], round(width * scale))
+    pixels = F.interpolate(pixels, new, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
+    top, left = (new[0] - size[0]) // 2, (new[1] - size[1]) // 2
+    return pixels[:, :, top : top + size[0], left : left + size[1]]
+
+
+def _blurred(x: Tensor) -> Tensor:
+    """Gaussian blur with a deviation of a tenth of the shorter side, edges repeated."""
+    for axis in (2, 3):
+        sigma = max(0.5, min(x.shape[2:]) / 10)
+        reach = min(int(3 * sigma + 0.5), x.shape[axis] - 1)
+        offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
+        kernel = torch.exp(-offsets.square() / (2 * sigma**2))
+        shape = [1, 1, 1, 1]
+        shape[axis] = -1
+        kernel = (kernel / kernel.sum()).view(shape).expand(x.shape[1], 1, *shape[2:])
+        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
+        x = F.conv2d(F.pad(x, pad, mode="replicate"), kernel, groups=x.shape[1])
+    return x
+
+
+def _row(entry: Any) -> Layer:
+    field = entry.field
+    whole = field is None or field.whole
+    return Layer(
+        entry.address, entry.operator, entry.shape, None if whole else tuple(field.size), None if whole else tuple(field.stride),
+        None if whole else tuple(field.offset), field is None or field.exact, entry.parameters,
+    )  # fmt: skip
+
+
+def load(name: str, **settings: Any) -> Network:
+    """A network by name.
+
+    `"scenes"` and `"scenes-watermark"` ship with the package; `"torchvision:resnet18"` and `"timm:resnet18"` come from
+    those libraries with their weights, transforms and category names; a path to a `.safetensors` or state-dict file needs
+    `arch="torchvision:resnet18"`. `weights=None` gives random weights; `allow_partial=True` accepts a file that does not
+    match completely. Raises UsageError for an unknown name, LoadError for weights that cannot be loaded.
+    """
+    from convoscope.loading import load_network
+
+    return load_network(name, **settings)

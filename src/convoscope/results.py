@@ -1,0 +1,120 @@
+"""What an explanation returns: the values, what made them, and how far to trust them."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from convoscope.core.errors import UsageError
+from convoscope.core.spec import Spec
+from convoscope.network import Network
+from convoscope.targets import Target
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Reduction = Literal["sum", "max-abs", "l2"]
+
+
+class Attribution:
+    """Raw, signed values `(B, C, H, W)` of each image, with method, target, address, seed, network and diagnostics.
+
+    Values of class activation maps are `(B, 1, h, w)` at the resolution of their layer.
+    """
+
+    def __init__(
+        self, values: Tensor, method: Spec, target: Target, at: str, seed: int, network: Network,
+        size: tuple[int, ...], diagnostics: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.values, self.method, self.target, self.at, self.seed = values, method, target, at, seed
+        self.network, self.size, self.diagnostics = network, size, diagnostics
+        self.network_name, self.network_hash = network.name, network.hash
+
+    def __repr__(self) -> str:
+        notes = ", ".join(f"{k} {_short(v)}" for k, v in self.diagnostics.items())
+        return f"Attribution({self.method}, {self.target}, {tuple(self.values.shape)}: {notes})"
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def signed(self) -> bool:
+        """Whether values on both sides of zero mean something; such maps are drawn with zero in the middle."""
+        return bool(getattr(self.method, "signed", True))
+
+    def heatmap(self, reduce: Reduction = "sum", size: tuple[int, int] | None = None) -> Float[Tensor, "batch height width"]:
+        """One number per pixel at input size: channels summed, or their largest magnitude (Simonyan et al. 2014), or norm.
+
+        Maps of lower resolution are interpolated bilinearly, pixel centers aligned.
+        """
+        ways = {"sum": lambda v: v.sum(1), "max-abs": lambda v: v.abs().amax(1), "l2": lambda v: v.square().sum(1).sqrt()}
+        if reduce not in ways:
+            raise UsageError(f"no reduction {reduce!r}; expected one of {', '.join(ways)}")
+        values = self.values.detach()
+        if values.dim() != 4:
+            raise UsageError(f"values of shape {tuple(values.shape)} have no rows and columns to draw")
+        maps = ways[reduce](values)[:, None]
+        size = size or (self.size[0], self.size[1])
+        if tuple(maps.shape[2:]) != tuple(size):
+            maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
+        return maps[:, 0]
+
+    def image(self, over: Tensor | None = None, index: int | None = None) -> "Image.Image":
+        """The maps as a picture with color scale, over the images `(B, C, H, W)` they explain if given; one or all."""
+        from convoscope.report import picture
+
+        return picture(self, over, range(len(self)) if index is None else [index])
+
+    def save(self, path: str | Path, over: Tensor | None = None) -> Path:
+        """Writes the picture (`.png`) or the values with all that made them (`.safetensors`); the file is whole or absent."""
+        from convoscope.report import save
+
+        return save(self, Path(path), over)
+
+    def to_html(self, over: Tensor | None = None) -> str:
+        """A fragment of HTML with the maps, their scales and the diagnostics."""
+        from convoscope.report import fragment_of
+
+        return fragment_of(self, over)
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the values, as JSON values."""
+        return {
+            "method": self.method.to_dict(),
+            "target": self.target.to_dict(),
+            "at": self.at,
+            "seed": self.seed,
+            "network": self.network_name,
+            "network_hash": self.network_hash,
+            "shape": list(self.values.shape),
+            "diagnostics": self.diagnostics,
+        }
+
+
+def cite(*things: Any) -> str:
+    """BibTeX of the papers behind attributions, methods or anything else that names one, each once."""
+    found: dict[str, str] = {}
+    for thing in things:
+        spec = getattr(thing, "method", thing)
+        for part in _parts(spec):
+            if part.paper is not None:
+                found[part.paper.key] = part.paper.bibtex()
+    return "\n\n".join(found.values())
+
+
+def _parts(spec: Any) -> list[Any]:
+    if not (isinstance(spec, Spec) or (isinstance(spec, type) and issubclass(spec, Spec))):
+        raise UsageError(f"nothing to cite in {spec!r}; give an attribution or a method")
+    inner = vars(spec).values() if isinstance(spec, Spec) else ()
+    return [spec, *(p for v in inner if isinstance(v, Spec) for p in _parts(v))]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(v, float) for v in value):
+        return ", ".join(f"{v:.3g}" for v in value[:4]) + (", ..." if len(value) > 4 else "")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,125 @@
+"""What one operator call sends backwards.
+
+Relevance rules are written for gradient times input: the relevance of a tensor is its value times the gradient that
+arrives there, so a rule only says by which factor the gradient differs (Montavon et al. 2019; Achtibat et al. 2024).
+"""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from convoscope.core.operators import Call, away_from_zero
+from convoscope.core.spec import AtLeast, Spec
+
+
+class Rule(Spec, kind="rule", abstract=True):
+    """Base of all rules: the value of the call, with another gradient."""
+
+    def __call__(self, call: Call) -> Tensor:
+        raise NotImplementedError
+
+
+class Epsilon(Rule):
+    """Each input receives what it contributed to the value; `epsilon` absorbs what weak or contradictory values carry.
+
+    R_i = x_i sum_j w_ij R_j / (z_j + epsilon sign z_j)   (Bach et al. 2015, eq. 58)
+    """
+
+    epsilon: Annotated[float, "stabilizer, in units of the value", AtLeast(0)] = 1e-6
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.redirect(self._pull)
+
+    def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
+        return call.pull(gradient * (value / away_from_zero(value, self.epsilon)))
+
+
+class ZPlus(Rule):
+    """Only positive contributions carry relevance: alpha-beta with alpha = 1, beta = 0 (Bach et al. 2015, eq. 60)."""
+
+    epsilon: Annotated[float, "stabilizer, in units of the value", AtLeast(0)] = 1e-6
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.redirect(self._pull)
+
+    def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
+        weight, x = call.weight, call.x
+        assert weight is not None
+        up = weight.clamp(min=0)
+        bias = None if call.bias is None else call.bias.clamp(min=0)
+        signed = bool((x < 0).any())
+        positive = call.linear(x.clamp(min=0) if signed else x, up, bias)
+        if signed:
+            down = weight.clamp(max=0)
+            positive += call.linear(x.clamp(max=0), down)
+        gradient = gradient * (value / away_from_zero(positive, self.epsilon))
+        if not signed:
+            return call.pull(gradient, up)
+        return torch.where(x < 0, call.pull(gradient, down), call.pull(gradient, up))
+
+
+class Pass(Rule):
+    """Relevance passes an elementwise function unchanged: the gradient is value / input."""
+
+    epsilon: Annotated[float, "stabilizer, in units of the input", AtLeast(0)] = 1e-6
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.redirect(lambda call, value, gradient: gradient * (value / away_from_zero(call.x, self.epsilon)))
+
+
+class Gate(Rule):
+    """The value counts as a constant: in a product with it, all relevance goes to the other factor (Arras et al. 2017)."""
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.value()
+
+
+class Normalize(Rule):
+    """Layer and group normalization with the deviation held constant, so that it is linear (Ali et al. 2022, eq. 12)."""
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.redirect(self._pull)
+
+    def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
+        x, settings = call.x, _normalization(call)
+        grouped = x.reshape(settings["shape"])
+        axes = settings["axes"]
+        deviation = (grouped.var(axes, correction=0, keepdim=True) + settings["eps"]).sqrt()
+        if settings["weight"] is not None:
+            gradient = gradient * settings["weight"]
+        scaled = gradient.reshape(settings["shape"]) / deviation
+        return (scaled - scaled.mean(axes, keepdim=True)).reshape(x.shape)
+
+
+class Guided(Rule):
+    """The ordinary gradient of a rectifier where the one that arrives is positive (Springenberg et al. 2015, eq. 3)."""
+
+    def __call__(self, call: Call) -> Tensor:
+        value = call.native()
+        value.register_hook(lambda gradient: gradient.clamp(min=0))
+        return value
+
+
+class Rectify(Rule):
+    """The positive part of the gradient that arrives, wherever the rectifier was open (Zeiler and Fergus 2014, section 2.1)."""
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.redirect(lambda call, value, gradient: gradient.clamp(min=0))
+
+
+def _normalization(call: Call) -> dict:
+    x = call.x
+    if call.name == "group_norm":
+        names = ("input", "num_groups", "weight", "bias", "eps")
+        given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        groups = given["num_groups"]
+        shape, axes = (len(x), groups, x.shape[1] // groups, *x.shape[2:]), tuple(range(2, x.dim() + 1))
+        weight = given.get("weight")
+        weight = None if weight is None else weight.view(-1, *[1] * (x.dim() - 2))
+    else:
+        names = ("input", "normalized_shape", "weight", "bias", "eps")
+        given = {**dict(zip(names, call.args, strict=False)), **call.kwargs}
+        shape, axes = tuple(x.shape), tuple(range(-len(given["normalized_shape"]), 0))
+        weight = given.get("weight")
+    return {"shape": shape, "axes": axes, "weight": weight, "eps": given.get("eps", 1e-5)}
