@@ -15,136 +15,31 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from convoscope.core.errors import UnsupportedError
 
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 CONVOLUTIONS = frozenset(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3))
 LINEAR = CONVOLUTIONS | {"linear"}
 RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
-ACTIVATIONS = RECTIFIERS | set(
-    [
-        "leaky_relu",
-        "prelu",
-        "rrelu",
-        "elu",
-        "selu",
-        "celu",
-        "gelu",
-        "silu",
-        "mish",
-        "softplus",
-        "softsign",
-        "hardswish",
-        "hardtanh",
-        "tanh",
-        "clamp",
-        "sigmoid",
-        "hardsigmoid",
-    ]
+ACTIVATIONS = RECTIFIERS | _names(
+    "leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign hardswish hardtanh tanh clamp sigmoid hardsigmoid"
 )
 
 # Operators whose ordinary gradient already shares a value among its inputs in proportion to what each brought:
 # sums, selections, rearrangements, averages, and rectifiers that are linear on each side of zero.
-PROPORTIONAL = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "neg",
-        "cat",
-        "stack",
-        "concat",
-        "mean",
-        "sum",
-        "flatten",
-        "ravel",
-        "reshape",
-        "view",
-        "view_as",
-        "unflatten",
-        "permute",
-        "transpose",
-        "t",
-        "T",
-        "mT",
-        "adjoint",
-        "movedim",
-        "swapaxes",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "to",
-        "type",
-        "type_as",
-        "float",
-        "double",
-        "half",
-        "bfloat16",
-        "cpu",
-        "cuda",
-        "identity",
-        "getitem",
-        "chunk",
-        "split",
-        "tensor_split",
-        "split_with_sizes",
-        "unbind",
-        "narrow",
-        "select",
-        "index_select",
-        "gather",
-        "take_along_dim",
-        "expand",
-        "expand_as",
-        "repeat",
-        "repeat_interleave",
-        "tile",
-        "pad",
-        "constant_pad_nd",
-        "roll",
-        "flip",
-        "rot90",
-        "unfold",
-        "fold",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "channel_shuffle",
-        "interpolate",
-        "upsample",
-        "atleast_2d",
-        "positive",
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "avg_pool1d",
-        "avg_pool2d",
-        "avg_pool3d",
-        "adaptive_avg_pool1d",
-        "adaptive_avg_pool2d",
-        "adaptive_avg_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-        "amax",
-        "max",
-        "relu",
-        "leaky_relu",
-        "prelu",
-        "threshold",
-        "dropout",
-        "dropout1d",
-        "dropout2d",
-        "dropout3d",
-        "alpha_dropout",
-        "feature_dropout",
-        "feature_alpha_dropout",
-        "batch_norm",
-        "instance_norm",
-        "stochastic_depth",
-        "drop_path",
-        "copy_",
-        "setitem",
-        "requires_grad_",
-    ]
-) | {"copy"}
+PROPORTIONAL = _names(
+    "add sub rsub neg cat stack concat mean sum flatten ravel reshape view view_as unflatten permute transpose t T mT "
+    "adjoint movedim swapaxes squeeze unsqueeze contiguous clone to type type_as float double half bfloat16 cpu cuda "
+    "identity getitem chunk split tensor_split split_with_sizes unbind narrow select index_select gather take_along_dim "
+    "expand expand_as repeat repeat_interleave tile pad constant_pad_nd roll flip rot90 unfold fold pixel_shuffle "
+    "pixel_unshuffle channel_shuffle interpolate upsample atleast_2d positive max_pool1d max_pool2d max_pool3d "
+    "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d "
+    "adaptive_max_pool2d adaptive_max_pool3d amax max relu leaky_relu prelu threshold dropout dropout1d dropout2d "
+    "dropout3d alpha_dropout feature_dropout feature_alpha_dropout batch_norm instance_norm stochastic_depth drop_path "
+    "copy_ setitem requires_grad_ copy "
+)
 
 _SAME = {"iadd": "add", "radd": "add", "concat": "cat", "concatenate": "cat", "subtract": "sub", "isub": "sub",
          "multiply": "mul", "imul": "mul", "rmul": "mul", "truediv": "div", "itruediv": "div", "true_divide": "div",
@@ -212,7 +107,9 @@ class Call:
             return True
         if last == "__setitem__":
             return True
-        return self.kwargs.get("inplace") is True or (self.name in ACTIVATIONS | {"dropout"} and self.args[-1:] == (True,))
+        return self.kwargs.get("inplace") is True or (
+            self.name in ACTIVATIONS | {"dropout"} and self.args and self.args[-1] is True
+        )
 
     def native(self) -> Any:
         """The call as the network made it, with its ordinary gradient."""
