@@ -9,9 +9,7 @@ from convoscope.cli import options as opt
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path(
-        "convoscope-demo.html"
-    ),
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("convoscope-demo.html"),
     seed: opt.Seed = 0,
     device: opt.Device = None,
     as_json: opt.JSON = False,

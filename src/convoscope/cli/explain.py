@@ -15,9 +15,7 @@ DEFAULT_OUT = Path("convoscope-report.html")
 
 def explain(
     context: typer.Context,
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, WebP, TIFF, ...")
-    ],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, WebP, TIFF, ...")],
     model: opt.Model,
     method: Annotated[
         list[str] | None,
@@ -46,9 +44,7 @@ def explain(
             help=f"The report, one self-contained page. Default: {DEFAULT_OUT}; none with --json.",
         ),
     ] = None,
-    png: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write every map as a PNG into this folder.")
-    ] = None,
+    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Write every map as a PNG into this folder.")] = None,
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
@@ -71,9 +67,7 @@ def explain(
         check_writable(out)
     pictures, settings = opt.split_settings(images, do.switches())
     if not pictures:
-        raise UsageError(
-            "no picture given; for example: convoscope explain cat.jpg --model torchvision:resnet18"
-        )
+        raise UsageError("no picture given; for example: convoscope explain cat.jpg --model torchvision:resnet18")
     known = [name for p in context.command.params for name in p.opts if name.startswith("--")]
     methods = do.choose_methods(method or [], settings, known)
     net = opt.load_network(model, arch, weights, allow_partial, device)

@@ -29,9 +29,7 @@ def layers(
     found = net.layers(size)
     if as_json:
         rows = [jsonable(row._asdict()) for row in found]
-        print_json(
-            {"schema": "convoscope.layers/1", "network": {"name": net.name, "hash": net.hash}, "layers": rows}
-        )
+        print_json({"schema": "convoscope.layers/1", "network": {"name": net.name, "hash": net.hash}, "layers": rows})
         return
     console().print(str(found), soft_wrap=True)
 
@@ -44,11 +42,11 @@ def methods(
     as_json: opt.JSON = False,
 ) -> None:
     """List the methods, and where each works and fails."""
-    import convoscope as cs
     from convoscope.cli.terminal import console, print_json, table
     from convoscope.core.spec import lookup
+    from convoscope.method import methods as registry
 
-    known = cs.methods()
+    known = registry()
     chosen = {name: lookup("method", name) for name in names or known}
     if as_json:
         print_json({"schema": "convoscope.methods/1", "methods": [_as_dict(cls) for cls in chosen.values()]})
@@ -57,13 +55,9 @@ def methods(
         for cls in chosen.values():
             _tell(cls)
         return
-    rows = [
-        (name, a.type, a.use, a.cost, a.support, a.drawback)
-        for name, cls in chosen.items()
-        if (a := cls.about)
-    ]
+    rows = [(name, a.type, a.use, a.cost, a.support, a.drawback) for name, cls in chosen.items() if (a := cls.about)]
     headings = ("method", "type", "use", "cost", "support", "drawback")
-    console().print(table(headings, rows, wrap=True))
+    console().print(table(headings, rows, wrap=True, gap=1))
     console().print("convoscope methods NAME tells more: settings, paper, BibTeX.", style="dim")
 
 

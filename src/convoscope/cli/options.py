@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from convoscope.network import Network
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
-Seed = Annotated[
-    int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")
-]
+Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; by default the CPU.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images run at once: less needs less memory.")]
 Model = Annotated[
@@ -27,15 +25,11 @@ Model = Annotated[
 ]
 ModelArgument = Annotated[
     str,
-    typer.Argument(
-        metavar="MODEL", help="torchvision:NAME, timm:NAME, scenes, or a file of weights with --arch."
-    ),
+    typer.Argument(metavar="MODEL", help="torchvision:NAME, timm:NAME, scenes, or a file of weights with --arch."),
 ]
 Arch = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."
-    ),
+    typer.Option(metavar="NAME", help="The architecture a file of weights belongs to, such as torchvision:resnet18."),
 ]
 Weights = Annotated[
     str | None,
@@ -44,20 +38,16 @@ Weights = Annotated[
         help="Which weights of a library's network; none: random ones. Default: its best.",
     ),
 ]
-Partial = Annotated[
-    bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")
-]
+Partial = Annotated[bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")]
 
 
-def load_network(
-    model: str, arch: str | None, weights: str | None, partial: bool, device: str | None = None
-) -> "Network":
+def load_network(model: str, arch: str | None, weights: str | None, partial: bool, device: str | None = None) -> "Network":
     """The network that `--model`, `--arch`, `--weights` and `--allow-partial` name, on `--device`."""
-    import convoscope as cs
+    from convoscope.network import load
 
     place = find_device(device)
     settings = {"weights": None if weights.lower() == "none" else weights} if weights else {}
-    net = cs.load(model, arch=arch, allow_partial=partial, **settings)
+    net = load(model, arch=arch, allow_partial=partial, **settings)
     if place is not None:
         net.module.to(place)
     return net

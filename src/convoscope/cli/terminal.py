@@ -33,14 +33,13 @@ def note(text: str) -> None:
 
 
 def table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: bool = False
+    headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: bool = False, gap: int = 0
 ) -> Table:
-    """A plain table; the columns named in `right` hold numbers."""
-    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False, padding=(0, 2, int(wrap), 0))
+    """A plain table; the columns named in `right` hold numbers, `gap` empty lines stand between rows."""
+    padding = (0, 2, gap, 0)
+    made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headings), padding=padding)
     for heading in headings:
-        made.add_column(
-            heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=not wrap
-        )
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=not wrap)
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
@@ -68,9 +67,7 @@ class Progress:
         if not sys.stderr.isatty():
             if now - self.told >= 10:
                 self.told = now
-                print(
-                    f"{self.label}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True
-                )
+                print(f"{self.label}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
             return
         if self.bar is None:
             self._show(total)
@@ -85,8 +82,6 @@ class Progress:
         self.bar.start()
         self.task = self.bar.add_task(self.label, total=total)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self.bar is not None:
             self.bar.stop()

@@ -38,14 +38,14 @@ class Work:
 
     def run(self) -> None:
         """Run every method for every target; a default method that does not fit the network is left out."""
-        import convoscope as cs
+        from convoscope.method import explain
 
         for method in self.methods:
             try:
                 for target in self.targets:
                     with Progress(method.name) as progress:
                         self.attributions.append(
-                            cs.explain(
+                            explain(
                                 self.net,
                                 self.x,
                                 method,
@@ -69,10 +69,10 @@ class Work:
 
 def choose_methods(texts: Sequence[str], settings: Mapping[str, str], options: Iterable[str]) -> list[Any]:
     """The methods to run: those named or the default set, with `settings` given to all that have them."""
-    import convoscope as cs
     from convoscope.core.spec import fields_of, parse_spec
+    from convoscope.method import methods
 
-    known = cs.methods()
+    known = methods()
     texts = list(texts) or [name for name, cls in known.items() if getattr(cls, "default", False)]
     made, used = [], set()
     for text in texts:
@@ -90,30 +90,24 @@ def choose_methods(texts: Sequence[str], settings: Mapping[str, str], options: I
 
 def switches() -> set[str]:
     """Settings that are yes or no, of any method: they need no value on the command line."""
-    import convoscope as cs
     from convoscope.core.spec import describe_type, fields_of
+    from convoscope.method import methods
 
-    found = [f for cls in cs.methods().values() for f in fields_of(cls)]
+    found = [f for cls in methods().values() for f in fields_of(cls)]
     return {f.name for f in found if describe_type(f.type) == "yes or no"}
 
 
 def _unknown_option(key: str, chosen: Sequence[str], options: Iterable[str]) -> str:
-    import convoscope as cs
     from convoscope.core.spec import fields_of
+    from convoscope.method import methods
 
     flag = "--" + key.replace("_", "-")
-    having = [name for name, cls in cs.methods().items() if key in {f.name for f in fields_of(cls)}]
+    having = [name for name, cls in methods().items() if key in {f.name for f in fields_of(cls)}]
     if having:
-        return (
-            f"none of {', '.join(chosen)} has a setting {key!r}; these methods have it: {', '.join(having)}"
-        )
-    names = {f.name for cls in cs.methods().values() for f in fields_of(cls)}
+        return f"none of {', '.join(chosen)} has a setting {key!r}; these methods have it: {', '.join(having)}"
+    names = {f.name for cls in methods().values() for f in fields_of(cls)}
     near = closest(flag, [*options, *("--" + n.replace("_", "-") for n in sorted(names))])
-    hint = (
-        "; did you mean " + ", ".join(near) + "?"
-        if near
-        else "; 'convoscope methods NAME' lists the settings"
-    )
+    hint = "; did you mean " + ", ".join(near) + "?" if near else "; 'convoscope methods NAME' lists the settings"
     return f"no option {flag}{hint}"
 
 
@@ -149,9 +143,7 @@ def summary(work: Work) -> "Table":
         where = d.get("layer") or a.at or "input"
         evaluations = d.get("evaluations", "")
         evaluations = f"{_worst(evaluations):g}" if evaluations != "" else ""
-        rows.append(
-            (a.method.name, str(a.target), where, baseline, check_of(d), evaluations, seconds_text(d))
-        )
+        rows.append((a.method.name, str(a.target), where, baseline, check_of(d), evaluations, seconds_text(d)))
     headings = ("method", "target", "layer", "baseline", "check", "evaluations", "time")
     return table(headings, rows, right=("evaluations", "time"))
 
@@ -203,8 +195,7 @@ def document(work: Work) -> dict[str, Any]:
             {
                 "name": name,
                 "predictions": [
-                    {"index": p.index, "category": p.category, "probability": jsonable(p.probability)}
-                    for p in found
+                    {"index": p.index, "category": p.category, "probability": jsonable(p.probability)} for p in found
                 ],
             }
             for name, found in zip(work.names, predictions, strict=True)
