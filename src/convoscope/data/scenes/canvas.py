@@ -29,7 +29,10 @@ Box = tuple[int, int, int, int]
 
 
 class Label(NamedTuple):
-    """What a layer is, in words; `instance` is "scene", "object", "distractor 1" or "watermark"."""
+    """What a layer is, in words; `instance` is "scene", "object", "distractor 1" or "watermark".
+
+    `role` is "color", "accent" or "detail" for what has that color of its object, or "scene", "shadow", "glow", "mark".
+    """
 
     instance: str
     object: str
@@ -66,15 +69,15 @@ class Canvas:
         left, right = max(int(x0 - 1.0), 0), min(int(x1 + 2.0), self.size)
         return (top, bottom, left, right) if top < bottom and left < right and y1 > -1 and x1 > -1 else None
 
-    def blend(self, label: Label | None, box: Box, opacity: np.ndarray, paint: np.ndarray) -> None:
-        """Lay `paint` (3, h, w) over a box; the layer labels the pixels it covers by half or more (None: no pixel)."""
+    def blend(self, label: Label, box: Box, opacity: np.ndarray, paint: np.ndarray, solid: bool = True) -> None:
+        """Lay `paint` (3, h, w) over a box; a solid layer gives its labels to the pixels it covers by half or more."""
         y0, y1, x0, x1 = box
         target = self.image[:, y0:y1, x0:x1]
         change = paint - target
         change *= opacity
         target += change
-        if label is not None:
-            self.layers.append(Painted(label, box, opacity))
+        self.layers.append(Painted(label, box, opacity))
+        if solid:
             np.copyto(self.ids[y0:y1, x0:x1], len(self.layers) - 1, where=opacity >= 0.5)
 
     def shade(self, box: Box, form: Form, f: Frame, label: Label) -> None:
@@ -126,8 +129,16 @@ class Canvas:
         return (self.x[:, x0:x1] * (scale * lx) + middle) + self.y[y0:y1] * (scale * ly)
 
 
+def _axis(a: float, b: float, c: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return (x * a + c) + y * b
+
+
 def _matte(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
     return c.toward_light(box, 0.13, 1.02), None, base
+
+
+def _print(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+    return np.float32(1.0), None, base
 
 
 def _glossy(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
@@ -162,26 +173,26 @@ def _metal(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np
 
 def _wood(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
     k = 1.0 / f.unit
-    u = (x * (f.ux * k) + (f.u0 * k + 4.03)) + y * (f.uy * k)
-    u -= np.floor(u * 1.1) * (1 / 1.1)
-    u -= 0.4545
-    u *= u
-    v = (x * (f.vx * 5.0 * k) + (f.v0 * 5.0 * k + 40.2)) + y * (f.vy * 5.0 * k)
-    u *= 5.0
+    u = _axis(f.ux * 0.7 * k, f.uy * 0.7 * k, f.u0 * 0.7 * k + 4.3, x, y)
+    u -= np.floor(u)  # the grain bends once per plank
+    u *= 1.0 - u
+    v = _axis(f.vx * 4.2 * k, f.vy * 4.2 * k, f.v0 * 4.2 * k + 40.2, x, y)
+    u *= 2.2
     v += u
     v -= np.floor(v)
-    v *= -0.34  # each year ring darkens and ends sharply
+    v *= v
+    v *= -0.4  # each year ring darkens and ends sharply
     v += c.toward_light(box, 0.1, 1.12)
     return v, None, base * 0.9 + _OAK
 
 
 _OAK = np.array((14.0, 8.0, 2.0), np.float32).reshape(3, 1, 1)
-_MATERIALS = {"matte": _matte, "glossy": _glossy, "metal": _metal, "wood": _wood}
+_MATERIALS = {"matte": _matte, "glossy": _glossy, "metal": _metal, "wood": _wood, "print": _print}
 
 
 def _wave(a: float, b: float, c: float, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """A triangle wave between -0.25 and 0.25 of period one."""
-    w = (x * a + c) + y * b
+    w = _axis(a, b, c, x, y)
     w -= np.floor(w)
     w -= 0.5
     np.abs(w, out=w)
@@ -206,7 +217,7 @@ def texture(name: str, f: Frame, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     if name == "stripes":
         return _sharp(_wave(0.8 * u[0] + 0.6 * v[0], 0.8 * u[1] + 0.6 * v[1], 0.8 * u[2] + 0.6 * v[2], x, y), sharp)
     if name == "zigzag":
-        w = (x * (v[0] * 0.9) + v[2] * 0.9) + y * (v[1] * 0.9)
+        w = _axis(v[0] * 0.9, v[1] * 0.9, v[2] * 0.9, x, y)
         w += _wave(u[0] * 0.75, u[1] * 0.75, u[2] * 0.75, x, y)
         w -= np.floor(w)
         w -= 0.5

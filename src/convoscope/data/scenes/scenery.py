@@ -5,10 +5,10 @@ from functools import lru_cache
 
 import numpy as np
 
-from .canvas import Canvas, Label
+from .canvas import Canvas, Label, Painted
 from .counter import hashed, table
 from .factors import Factors
-from .forms import frame
+from .forms import distance, frame
 from .species import either, oval
 
 RGB = tuple[float, float, float]
@@ -33,6 +33,7 @@ SCENERY: dict[str, tuple[str, str, str]] = {
 }
 _OBJECTS = {n: n.split()[-1] if n.endswith(("sky", "cloud", "building")) else n for n in SCENERY}
 LABELS = {n: Label("scene", _OBJECTS[n], "", "scene", *SCENERY[n]) for n in SCENERY}
+_GLOW = Label("scene", "", "", "glow", "", "", "")
 SUN_X = {"left": 0.2, "above": 0.5, "right": 0.8}
 
 
@@ -72,9 +73,7 @@ def _sky(c: Canvas, name: str, top: RGB, bottom: RGB, horizon: float) -> None:
 
 
 @lru_cache(maxsize=64)
-def _everything(label: Label, size: int):
-    from .canvas import Painted
-
+def _everything(label: Label, size: int) -> Painted:
     return Painted(label, (0, size, 0, size), np.ones((size, size), np.float32))
 
 
@@ -86,6 +85,12 @@ def _ridge(c: Canvas, name: str, top: np.ndarray, paint: np.ndarray) -> None:
     np.maximum(opacity, 0.0, out=opacity)
     np.minimum(opacity, 1.0, out=opacity)
     c.blend(LABELS[name], (y0, c.size, 0, c.size), opacity, paint[:, y0:] if paint.shape[1] > 1 else paint)
+
+
+def _peaks(c: Canvas, count: float, phase: float) -> np.ndarray:
+    """`count` triangles (S,) from 0 up to 0.5 over the width of the picture."""
+    t = c.x[0] * (count / c.size) + phase
+    return 0.5 - np.abs(t - np.floor(t) - 0.5)
 
 
 def _rgb(r: float, g: float, b: float) -> np.ndarray:
@@ -105,7 +110,7 @@ def _disc(c: Canvas, name: str, x: float, y: float, r: float, color: RGB, glow: 
     halo *= halo
     halo *= strength
     paint = _rgb(*color)
-    c.blend(None, box, halo, paint)
+    c.blend(_GLOW, box, halo, paint, solid=False)
     d -= 1.0
     d *= -r
     d += 0.5
@@ -121,8 +126,6 @@ _CLOUDS = tuple(
 
 
 def _clouds(c: Canvas, name: str, noise: int, horizon: float, color: RGB, opacity: float, count: int = 2) -> None:
-    from .forms import distance
-
     for k in range(count):
         unit = c.size * (0.13 + 0.1 * _unit(noise, 3 * k + 40))
         x = c.size * (0.08 + 0.46 * k + 0.38 * _unit(noise, 3 * k + 41))
@@ -177,7 +180,8 @@ def _specks(size: int, key: int, count: int, low: float, high: float) -> np.ndar
     u = table(3 * count, key).reshape(count, 3)
     for x, y, r in u.tolist():
         radius = (low + (high - low) * r) * size
-        d = np.sqrt((at - x * 2 * size)[None] ** 2 + (at - y * 2 * size)[:, None] ** 2) - radius
+        dx, dy = (at - x * 2 * size)[None], (at - y * 2 * size)[:, None]
+        d = np.sqrt(dx * dx + dy * dy) - radius
         np.maximum(field, np.minimum(np.maximum(0.5 - d, 0.0), min(1.0, radius * 1.4)), out=field)
     return field
 
@@ -215,7 +219,8 @@ def _desert(c: Canvas, f: Factors, n: int, h: float) -> None:
     _disc(c, "sun", s * SUN_X[f.light], 0.42 * h, 0.085 * s, (255, 246, 206), 4.0, 0.7)
     steps = np.floor(_curve(s, 5, n) * 5.0) - 1.0
     _ridge(c, "mesa", h - s * 0.045 * np.maximum(steps, -0.5), _gradient(c, (196, 112, 78), (214, 146, 98), 0.6 * h, h))
-    _ridge(c, "dune", h - s * (0.07 * _curve(s, 3, n + 700) - 0.015), _gradient(c, (238, 176, 104), (226, 156, 86), 0.8 * h, 1.1 * h))
+    dune = _gradient(c, (238, 176, 104), (226, 156, 86), 0.8 * h, 1.1 * h)
+    _ridge(c, "dune", h - s * (0.07 * _curve(s, 3, n + 700) - 0.015), dune)
     _ridge(c, "sand", h + s * 0.1 * _curve(s, 2, n + 1400), _gradient(c, (250, 214, 138), (232, 178, 98), h, s))
     _texture_ground(c, n, h + 0.1 * s, True, (14, 14, 14))
 
@@ -244,8 +249,7 @@ def _city(c: Canvas, f: Factors, n: int, h: float) -> None:
     c.blend(LABELS["lit window"], (y0, y1, 0, s), lit.astype(np.float32), _rgb(255, 214, 112))
     _ridge(c, "road", np.full(s, h, np.float32), _gradient(c, (112, 106, 132), (84, 82, 104), h, s))
     middle = h + 0.46 * (s - h)
-    dash = np.minimum(np.abs((c.x * (5.0 / s) + _unit(n, 7)) % 1.0 - 0.5) * (-0.2 * s) + 0.06 * s,
-                      0.016 * s - np.abs(c.y - middle))
+    dash = np.minimum(_peaks(c, 5.0, _unit(n, 7)) * (0.2 * s) - 0.04 * s, 0.016 * s - np.abs(c.y - middle))
     dash = np.minimum(np.maximum(dash + 0.5, 0.0), 0.9)
     y0, y1 = int(middle - 0.03 * s), int(middle + 0.04 * s)
     c.blend(LABELS["lane mark"], (y0, y1, 0, s), dash[y0:y1], _rgb(232, 226, 214))
@@ -271,11 +275,9 @@ def _mountains(c: Canvas, f: Factors, n: int, h: float) -> None:
     _sky(c, "evening sky", (226, 120, 158), (255, 212, 186), h)
     _disc(c, "sun", s * SUN_X[f.light], 0.5 * h, 0.09 * s, (255, 232, 168), 4.0, 0.65)
     _clouds(c, "evening cloud", n, h, (255, 200, 206), 0.85)
-    peak = 0.5 - np.abs((c.x[0] * (2.0 / s) + _unit(n, 3)) % 1.0 - 0.5)
-    top = h - s * (0.5 * peak + 0.1 * _curve(s, 9, n) - 0.06)
+    top = h - s * (0.5 * _peaks(c, 2.0, _unit(n, 3)) + 0.1 * _curve(s, 9, n) - 0.06)
     _ridge(c, "mountain", top, _gradient(c, (150, 98, 158), (190, 136, 176), 0.5 * h, h))
-    bump = 0.5 - np.abs((c.x[0] * (3.0 / s) + _unit(n, 9)) % 1.0 - 0.5)
-    _ridge(c, "mountain", h - s * (0.2 * bump + 0.06 * _curve(s, 9, n + 500) - 0.04), _rgb(116, 74, 132))
+    _ridge(c, "mountain", h - s * (0.2 * _peaks(c, 3.0, _unit(n, 9)) + 0.06 * _curve(s, 9, n + 500) - 0.04), _rgb(116, 74, 132))
     _ridge(c, "heath", h + s * 0.05 * _curve(s, 2, n + 900), _gradient(c, (176, 112, 92), (122, 76, 72), h, s))
     _texture_ground(c, n, h + 0.06 * s, False, (14, 10, 10))
 

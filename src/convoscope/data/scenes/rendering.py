@@ -11,7 +11,7 @@ from .canvas import Canvas, Label, Painted
 from .factors import CATEGORIES, COLORS, DISTRACTOR_KINDS, MATERIALS, SCENES, TEXTURES, Distractor, Factors
 from .forms import frame
 from .scenery import LABELS, paint_scene
-from .species import DISTRACTORS, SHADOWS, SPECIES, Part, box, both, oval, ring
+from .species import DISTRACTORS, SHADOWS, SPECIES, Layer, Part, both, box, oval, ring
 
 MAPS = ("scene", "object", "part", "material", "texture", "color")
 
@@ -77,7 +77,7 @@ class Sample:
     def share(self, **labels: str) -> np.ndarray:
         """Which share (S, S), float32 in 0..1, of each pixel's color comes from the layers with these labels.
 
-        Unlike `where` it counts the anti-aliased rims: what has a share of 0 has no influence on the pixel.
+        Unlike `where` it counts anti-aliased rims and shadows: what has a share of 0 has no influence on the pixel.
         """
         shares, through = np.zeros_like(self.ids, np.float32), np.ones_like(self.ids, np.float32)
         for label, (y0, y1, x0, x1), opacity in reversed(self.layers):
@@ -101,7 +101,7 @@ def _row(label: Label, scene: str) -> tuple[int, ...]:
     )
 
 
-def _shadow(c: Canvas, x: float, y: float, rx: float, ry: float, darkness: float) -> None:
+def _shadow(c: Canvas, instance: str, x: float, y: float, rx: float, ry: float, darkness: float) -> None:
     found = c.box(x - rx, y - ry, x + rx, y + ry)
     if found is None:
         return
@@ -112,7 +112,7 @@ def _shadow(c: Canvas, x: float, y: float, rx: float, ry: float, darkness: float
     opacity *= 1.6
     np.minimum(opacity, 1.0, out=opacity)
     opacity *= darkness
-    c.blend(None, found, opacity, _SHADOW)
+    c.blend(Label(instance, "", "", "shadow", "", "", ""), found, opacity, _SHADOW, solid=False)
 
 
 _SHADOW = np.array((34, 32, 62), np.float32).reshape(3, 1, 1)
@@ -123,7 +123,8 @@ def _object(c: Canvas, f: Factors) -> None:
     at = frame(f.x * s, f.y * s, f.scale * s, f.angle, f.mirror)
     y, rx, darkness = SHADOWS[f.species]
     slant = -c.light[0] * 0.12
-    _shadow(c, (f.x + slant * f.scale) * s, (f.y + y * f.scale) * s, rx * f.scale * s, 0.15 * f.scale * s, darkness)
+    unit = f.scale * s
+    _shadow(c, "object", f.x * s + slant * unit, f.y * s + y * unit, rx * unit, 0.15 * unit, darkness)
     parts = {p.name: p for p in SPECIES[f.species]}
     for name, shape in f.parts:
         for role, form in parts[name].shapes[shape]:
@@ -134,15 +135,16 @@ def _object(c: Canvas, f: Factors) -> None:
 def _distractor(c: Canvas, d: Distractor, number: int) -> None:
     s = float(c.size)
     at = frame(d.x * s, d.y * s, d.scale * s, d.angle)
-    _shadow(c, d.x * s, (d.y + 0.95 * d.scale) * s, d.scale * s, 0.22 * d.scale * s, 0.3)
+    name, unit = f"distractor {number}", d.scale * s
+    _shadow(c, name, d.x * s, d.y * s + 0.95 * unit, unit, 0.22 * unit, 0.3)
     for part in DISTRACTORS[d.kind]:
         for role, form in _first(part):
             c.form(form, at, Label(
-                f"distractor {number}", d.kind, part.name, role, getattr(d, role),
+                name, d.kind, part.name, role, getattr(d, role),
                 d.texture if role == "color" else "plain", d.material))
 
 
-def _first(part: Part):
+def _first(part: Part) -> tuple[Layer, ...]:
     return next(iter(part.shapes.values()))
 
 

@@ -8,7 +8,18 @@ from convoscope.core.errors import UsageError
 
 from .counter import Stream
 from .factors import (
-    CATEGORIES, COLORS, CORNERS, DISTRACTOR_KINDS, LIGHTS, MATERIALS, SCENES, TEXTURES, Distractor, Factors, Shapes, known,
+    CATEGORIES,
+    COLORS,
+    CORNERS,
+    DISTRACTOR_KINDS,
+    LIGHTS,
+    MATERIALS,
+    SCENES,
+    TEXTURES,
+    Distractor,
+    Factors,
+    Shapes,
+    known,
 )
 from .species import SPECIES
 
