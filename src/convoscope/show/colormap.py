@@ -4,6 +4,7 @@ Both are tables of 256 colors. Equal steps of value are equal steps of lightness
 that is not, and they read the same to people who confuse red and green.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Literal
 
@@ -65,7 +66,7 @@ def srgb(lab: ArrayLike) -> Floats:
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-def _path(anchors: list[tuple[float, float, float, float]], at: Floats) -> Floats:
+def _path(anchors: Sequence[tuple[float, float, float, float]], at: Floats) -> Floats:
     """Colors (N, 3) through the anchors: a polynomial in chroma and hue, a straight line in lightness."""
     position, lightness, chroma, hue = (np.array(column, float) for column in zip(*anchors, strict=True))
     degree = len(anchors) - 1
