@@ -22,7 +22,7 @@ FAMILIES = {
     "interpretable",
     "evaluation",
 }
-VOCABULARY = {"network", "loading", "method", "targets", "results", "rules", "images", "data", "engine"}
+VOCABULARY = {"network", "loading", "method", "targets", "files", "results", "rules", "images", "data", "engine"}
 FACES = {"cli", "web"}
 # What a part may import beside itself. `report` turns results into a page, for the faces and for notebooks;
 # `testing` and the package itself offer everything below the faces.
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     "core": set(),
     **{part: VOCABULARY | {"core", "show"} for part in VOCABULARY},
     **{family: VOCABULARY | {"core", "show"} for family in FAMILIES},
+    "files": {"core"},
     "results": VOCABULARY | {"core", "show", "report"},
     "report": VOCABULARY | {"core", "show"},
     "testing": VOCABULARY | FAMILIES | {"core"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from convoscope.cli.files import replaced
+from convoscope.files import replaced
 
 CLI = [sys.executable, "-m", "convoscope"]
 

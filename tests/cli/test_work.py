@@ -11,13 +11,9 @@ from convoscope.core.errors import UnsupportedError
 
 def without_relu(chosen: bool, *methods: str) -> Work:
     torch.manual_seed(0)
-    module = nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)
-    )
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
     net = cs.Network(module, size=16)
-    return Work(
-        net, torch.rand(1, 3, 16, 16), ["noise"], choose_methods(methods, {}, []), [net.target("top")], chosen
-    )
+    return Work(net, torch.rand(1, 3, 16, 16), ["noise"], choose_methods(methods, {}, []), [net.target("top")], chosen)
 
 
 def test_a_default_method_that_does_not_fit_is_left_out_with_the_reason() -> None:

@@ -59,7 +59,7 @@ def explain(
     has it; 'convoscope methods NAME' lists them with their help.
     """
     from convoscope.cli import work as do
-    from convoscope.cli.files import check_writable
+    from convoscope.files import check_writable
     from convoscope.core.errors import UsageError
 
     out = out if out or as_json else DEFAULT_OUT

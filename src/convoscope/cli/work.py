@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convoscope.cli.files import make_folder, replaced, size_text, write_text
+from convoscope.files import make_folder, replaced, size_text, write_text
 from convoscope.cli.terminal import Progress, table
 from convoscope.core.errors import SpecError, UnsupportedError, closest
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Files that are either whole or not there. Imports nothing but the standard library and our errors."""
 
 import os
 import tempfile
