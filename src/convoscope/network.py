@@ -28,7 +28,11 @@ class Prediction(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """One row of `net.layers()`; sizes in input pixels. `receptive_field` is None for the whole image."""
+    """One row of `net.layers()`; sizes in input pixels, vertical and horizontal.
+
+    `receptive_field` is None for the whole image, `stride` and `offset` also where units are not evenly spaced; `exact` is
+    False where the field could only be bounded.
+    """
 
     address: str
     operator: str
@@ -365,10 +369,10 @@ def _blurred(x: Tensor) -> Tensor:
 def _row(entry: Any) -> Layer:
     field = entry.field
     whole = field is None or field.whole
-    return Layer(
-        entry.address, entry.operator, entry.shape, None if whole else tuple(field.size), None if whole else tuple(field.stride),
-        None if whole else tuple(field.offset), field is None or field.exact, entry.parameters,
-    )  # fmt: skip
+    size, stride, offset = (None, None, None) if whole else (field.size, field.stride, field.offset)
+    stride, offset = (None if v is None or None in v else v for v in (stride, offset))
+    exact = field is not None and field.exact
+    return Layer(entry.address, entry.operator, entry.shape, size, stride, offset, exact, entry.parameters)
 
 
 def load(name: str, **settings: Any) -> Network:

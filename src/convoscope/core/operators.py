@@ -311,5 +311,7 @@ def _divides(call: Call) -> bool:
 
 
 def away_from_zero(z: Tensor, epsilon: float) -> Tensor:
-    """`z + epsilon * sign(z)`, where zero counts as positive."""
-    return z + torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), z + 0.0)
+    """`z` moved away from zero by `epsilon` times its root mean square in each row; zero counts as positive."""
+    root = torch.linalg.vector_norm(z.flatten(1), dim=1) / (z[0].numel() ** 0.5)
+    step = (epsilon * root + torch.finfo(z.dtype).tiny).view(-1, *[1] * (z.dim() - 1))
+    return z + torch.copysign(step, z + 0.0)

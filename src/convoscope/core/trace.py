@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from convoscope.core.geometry import Field, Geometry
-from convoscope.core.operators import operator_name, tensors_in
 from convoscope.core.record import Observer, record
 
 
@@ -43,7 +42,7 @@ class Trace(Observer):
 
     def last_spatial(self) -> str | None:
         """The outermost address of the last tensor with rows and columns; None where there is none."""
-        spatial = [e for e in self.entries if len(e.shape) == 3 and e.shape[1] * e.shape[2] > 1]
+        spatial = [e for e in self.entries if len(e.shape) == 3 and e.shape[1] * e.shape[2] > 1 and _is_map(e)]
         if not spatial:
             return None
         return min((e for e in spatial if e.step == spatial[-1].step), key=lambda e: len(e.address)).address
@@ -54,6 +53,11 @@ class Trace(Observer):
         return self.operators[step:]
 
 
+def _is_map(entry: Entry) -> bool:
+    """Whether the last two axes are rows and columns of units, not positions and channels."""
+    return entry.field is not None and entry.field.grid == entry.shape[1:]
+
+
 def trace(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None = None) -> Trace:
     """Runs one forward pass of `x` `(1, C, H, W)` and returns what it ran."""
     with torch.no_grad():
@@ -61,5 +65,3 @@ def trace(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None = N
         record(module, x, observer=found, head=head)
     return found
 
-
-__all__ = ["Entry", "Trace", "operator_name", "tensors_in", "trace"]

@@ -58,12 +58,12 @@ _REST = (
 )
 
 
-def epsilon(stabilizer: float = 1e-6) -> Composite:
+def epsilon(stabilizer: float = 1e-9) -> Composite:
     """Epsilon rule on every linear operator."""
     return Composite((Entry("conv*|linear|matmul|mm|bmm|addmm", Epsilon(stabilizer)), *_REST))
 
 
-def epsilon_plus(stabilizer: float = 1e-6) -> Composite:
+def epsilon_plus(stabilizer: float = 1e-9) -> Composite:
     """Positive contributions in convolutions, epsilon rule in linear operators (Montavon et al. 2019)."""
     return Composite((Entry("conv*", ZPlus(stabilizer)), Entry("linear|matmul|mm|bmm|addmm", Epsilon(stabilizer)), *_REST))
 
