@@ -69,9 +69,12 @@ def record(
     """
     run = _Recording(module, capture, edits or {}, graph, rewriter, observer)
     output: Any = None
+    x = run.start(x)
+    if run.done:
+        return run.activations
     with run.watching():
         try:
-            output = module(run.start(x))
+            output = module(x)
         except _Stop:
             pass
         else:
@@ -85,6 +88,7 @@ class _Recording(TorchFunctionMode):
         rewriter: Rewriter | None, observer: Observer | None,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.root = module
         self.names = {m: n for n, m in module.named_modules()}
         self.wanted = {canonical(module, a): a for a in (*capture, *graph)}
         self.edits = {canonical(module, a): e for a, e in edits.items()}
@@ -110,7 +114,7 @@ class _Recording(TorchFunctionMode):
             for module in hooked:
                 if SCRIPTED in {c.__name__ for c in type(module).__mro__}:
                     raise UnsupportedError(
-                        f"{self.names[module]!r} is TorchScript, which hides its operators; pass the plain nn.Module it was made from"
+                        f"{self.names[module]!r} is TorchScript, which hides its operators; pass the nn.Module it was made from"
                     )
                 stack.callback(module.register_forward_pre_hook(self._enter).remove)
                 stack.callback(module.register_forward_hook(self._leave).remove)
@@ -121,13 +125,11 @@ class _Recording(TorchFunctionMode):
     def start(self, x: Tensor) -> Tensor:
         if "input" in self.edits:
             x = self.edits["input"](x)
-        if "input" not in self.wanted:
-            return x.clone() if x.requires_grad or not self.edits else x
         if "input" in self.graph and not x.requires_grad:
             x = x.detach().requires_grad_()
-        self.activations["input"] = x
-        self._stop_if_done()
-        return x.clone()  # the network may overwrite its input
+        if "input" in self.wanted:
+            self.activations["input"] = x
+        return x if self.observer is not None else x.clone()  # the network may overwrite its input
 
     def finish(self, output: Any) -> None:
         if "output" in self.wanted:
@@ -135,12 +137,12 @@ class _Recording(TorchFunctionMode):
         missing = [asked for found, asked in self.wanted.items() if asked not in self.activations]
         if missing:
             known = [*self.seen, *self.modules]
-            state = "was not called in this pass" if canonical_in(missing[0], self.modules) else "does not exist"
+            state = "was not called in this pass" if canonical(self.root, missing[0]) in self.modules else "does not exist"
             raise AddressError(f"layer {missing[0]!r} {state}{did_you_mean(missing[0], known)} (net.layers() lists them all)")
 
-    def _stop_if_done(self) -> None:
-        if self.wanted and self.observer is None and len(self.activations) == len(self.wanted):
-            raise _Stop
+    @property
+    def done(self) -> bool:
+        return bool(self.wanted) and self.observer is None and len(self.activations) == len(self.wanted)
 
     # ---- modules
     def _enter(self, module: nn.Module, args: Any) -> None:
@@ -212,7 +214,8 @@ class _Recording(TorchFunctionMode):
             elif shared:
                 kept = kept.clone()
             self.activations[self.wanted[address]] = kept
-            self._stop_if_done()
+            if self.done:
+                raise _Stop
             handed = kept.clone()
         else:
             handed = kept
@@ -220,10 +223,6 @@ class _Recording(TorchFunctionMode):
             output.copy_(handed)
             return output
         return handed
-
-
-def canonical_in(address: str, modules: Collection[str]) -> bool:
-    return address in modules
 
 
 def _is_leaf(module: nn.Module) -> bool:

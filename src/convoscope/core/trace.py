@@ -61,6 +61,7 @@ def _is_map(entry: Entry) -> bool:
 def trace(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None = None) -> Trace:
     """Runs one forward pass of `x` `(1, C, H, W)` and returns what it ran."""
     with torch.no_grad():
+        x = x.clone()  # the network may overwrite its input
         found = Trace(Geometry(x))
         record(module, x, observer=found, head=head)
     return found
