@@ -46,20 +46,23 @@ class Field:
 
     @classmethod
     def of(cls, reach: Reach) -> "Field":
-        """What is known of a tensor, per row and per column of units."""
-        lines = [_line(reach, k) for k in (0, 1)]
+        """What is known of a tensor, unit by unit."""
+        dims = [_unit_axis(reach, k) for k in (0, 1)]
+        grid = tuple(1 if d is None else reach.shape[d] for d in dims)
+        maps = [_per_unit(a, dims, grid) for a in reach.axes]
+        lines = [maps[0].min(1), maps[1].min(0)]
         numbers = [_numbers(line, step, extent) for line, step, extent in zip(lines, reach.steps, reach.image, strict=True)]
         size, stride, offset, whole = ((a, b) for a, b in zip(*numbers, strict=True))
-        grid = (len(lines[0]), len(lines[1]))
-        return cls(size, stride, offset, all(whole), reach.exact, grid, (lines[0][:, READ], lines[1][:, READ]))
+        return cls(size, stride, offset, all(whole), reach.exact, (grid[0], grid[1]), (maps[0][..., READ], maps[1][..., READ]))
 
     def box(self, row: int, column: int) -> tuple[int, int, int, int]:
         """(top, left, bottom, right) such that `x[..., top:bottom, left:right]` holds all that this unit can depend on.
 
         All zero where it depends on no pixel. Raises IndexError outside of `grid`.
         """
-        (top, bottom), (left, right) = (self._read[k][range(self.grid[k])[i]].tolist() for k, i in enumerate((row, column)))
-        if top == np.inf or left == np.inf:
+        i, j = range(self.grid[0])[row], range(self.grid[1])[column]
+        (top, bottom), (left, right) = (a[i, j].tolist() for a in self._read)
+        if np.inf in (top, left):
             return 0, 0, 0, 0
         return int(top), int(left), int(1 - bottom), int(1 - right)
 
@@ -71,19 +74,24 @@ class Field:
         return text if self.exact else f"at most {text}"
 
 
-def _line(reach: Reach, axis: int) -> Array:
-    """One line per row (or column) of units, hull over everything else."""
-    a, dims = reach.axes[axis], range(len(reach.shape))
+def _unit_axis(reach: Reach, axis: int) -> int | None:
+    """The axis of the tensor along which rows (or columns) of units lie."""
+    dims = range(len(reach.shape))
     place = [d for d in dims if reach.is_place(axis, d)]
     alone = [d for d in place if not reach.is_place(1 - axis, d)]
     if len(alone) == 1:
-        dim = alone[0]
-    elif not place and len(reach.shape) == 4:
-        dim = 2 + axis
-    else:
-        return a.reshape(-1, 5).min(0, keepdims=True)
-    line = a.min(axis=tuple(d for d in dims if d != dim))
-    return np.broadcast_to(line, (reach.shape[dim], 5))
+        return alone[0]
+    return 2 + axis if not place and len(dims) == 4 else None
+
+
+def _per_unit(a: Array, dims: list[int | None], grid: tuple[int, ...]) -> Array:
+    """(rows, columns, 5): hull over all other axes of the tensor."""
+    order = [d for d in dims if d is not None]
+    units = a.min(axis=tuple(d for d in range(a.ndim - 1) if d not in order))
+    units = units if order == sorted(order) else units.swapaxes(0, 1)
+    for k, d in enumerate(dims):
+        units = np.expand_dims(units, k) if d is None else units
+    return np.broadcast_to(units, (*grid, 5))
 
 
 def _numbers(line: Array, step: float, extent: int) -> tuple[int, int | None, int | None, bool]:

@@ -105,6 +105,7 @@ class Reach:
         dim, n = self.at(dim), self.shape[dim]
         used = np.ones(taps.shape, bool) if used is None else used
         inside = used & (taps >= 0) & (taps < n)
+        fed: NDArray[np.bool_] = np.any(inside, axis=1)
         axes, steps = list(self.axes), list(self.steps)
         for k, a in enumerate(self.axes):
             if self.is_place(k, dim):
@@ -115,8 +116,8 @@ class Reach:
             elif a.shape[dim] > 1:
                 b = np.moveaxis(a, dim, -2)[..., taps.clip(0, n - 1), :]
                 axes[k] = np.moveaxis(np.where(inside[..., None], b, np.inf).min(-2), -2, dim)
-            elif not inside.any(1).all():
-                axes[k] = np.moveaxis(np.where(inside.any(1)[:, None], np.moveaxis(a, dim, -2), np.inf), -2, dim)
+            elif not fed.all():
+                axes[k] = np.moveaxis(np.where(fed[:, None], np.moveaxis(a, dim, -2), np.inf), -2, dim)
         return replace(self, shape=self.replaced(dim, len(taps)), axes=(axes[0], axes[1]), steps=(steps[0], steps[1]))
 
     def reduce(self, dims: Sequence[int], keep: bool = True) -> "Reach":

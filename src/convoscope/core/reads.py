@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -105,8 +105,13 @@ class Call:
 OPERATORS: dict[str, Callable[[Call], Result]] = {}
 
 
-def operator(*names: str) -> Callable[[Callable[[Call], Result]], Callable[[Call], Result]]:
-    def register(function: Callable[[Call], Result]) -> Callable[[Call], Result]:
+Handler = TypeVar("Handler", bound=Callable[[Call], Result])
+
+
+def operator(*names: str) -> Callable[[Handler], Handler]:
+    """Puts a function into the table under these names (separated by spaces)."""
+
+    def register(function: Handler) -> Handler:
         OPERATORS.update(dict.fromkeys(" ".join(names).split(), function))
         return function
 
@@ -226,9 +231,8 @@ def _resized(
     n: int, m: int, scale: float | None, mode: str, align: bool | None, antialias: bool, double: bool
 ) -> tuple[Integers, Any]:
     """The positions that each output of `F.interpolate` weights, and which of them count: read off its own weights."""
-    ones = (
-        torch.eye(n, dtype=torch.float64 if double else torch.float32, device="cpu").reshape(1, n, n, 1).expand(1, n, n, 2)
-    )  # torch errs on width 1
+    ones = torch.eye(n, dtype=torch.float64 if double else torch.float32, device="cpu")
+    ones = ones.reshape(1, n, n, 1).expand(1, n, n, 2)  # antialiasing errs on pictures of width 1
     to: dict[str, Any] = {"size": (m, 2)} if scale is None else {"scale_factor": (scale, 1.0)}
     with torch.no_grad():
         weights = F.interpolate(ones, **to, mode=mode, align_corners=align, antialias=antialias)[0, :, :, 0]
