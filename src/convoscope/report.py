@@ -1,36 +1,158 @@
-"""From results to something to look at: a figure, a fragment for a notebook, a page. The only user of `show` that knows results."""
+"""Results made visible: a figure, a fragment for a notebook, a page. The only module that knows both results and `show`."""
 
+import base64
+import dataclasses
+import io
 import json
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
+from convoscope.core.spec import fields_of
 from convoscope.files import check_writable, replaced
 from convoscope.show import figure as fig
+from convoscope.show import html
 from convoscope.show import overlay as ov
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from convoscope.network import Network
     from convoscope.results import Attribution
 
 SMALLEST = 224  # pixels; smaller pictures are enlarged before a map is laid over them
+GOOD, BAD = 0.01, 0.1  # relative gap or loss up to which a map is marked as sound, from which as doubtful
+CHECKS = {
+    "completeness gap": "how far the map's sum is from the change of the target",
+    "lost relevance": "what biases and stabilizers swallowed on the way",
+}
 
 
-def target_text(attribution: "Attribution", index: int) -> str:
-    """What image `index` was explained for: a category where the target is one, else the target itself."""
-    target = attribution.target
-    chosen = getattr(target, "index", None)
-    if isinstance(chosen, tuple) and index < len(chosen):
-        chosen = chosen[index]
-    if not isinstance(chosen, int):
-        return str(target)
-    name = attribution.network.category(chosen)
-    return name if target.name == "logit" else f"{target.name} of {name}"
+# ---- a page
+
+
+def build_report(
+    network: "Network",
+    x: Tensor,
+    names: Sequence[str],
+    attributions: Sequence["Attribution"],
+    *,
+    title: str = "",
+    lede: str = "",
+    notes: Sequence[str] = (),
+    command: str = "",
+) -> html.Report:
+    """A report on the inputs `x` (B, C, H, W), called `names`, and what explains them; `page` makes HTML of it."""
+    from convoscope.results import cite
+
+    device = next(iter(network.module.parameters()), torch.empty(0)).device
+    return html.Report(
+        title or f"{network.name} explained",
+        pictures_of(network, x, names, attributions),
+        network=network_facts(network, x),
+        lede=lede,
+        notes=notes,
+        command=command,
+        python=as_python(network, names, attributions),
+        settings=[
+            html.Fact("seed", ", ".join(str(s) for s in sorted({a.seed for a in attributions}))),
+            html.Fact("device", str(device)),
+            html.Fact("PyTorch", torch.__version__),
+            html.Fact("weights", network.hash),
+        ],
+        bibtex=cite(*attributions),
+        made_by=f"convoscope {version('convoscope')}",
+    )
+
+
+def page(report: html.Report) -> str:
+    """One self-contained HTML document."""
+    return html.page(report)
+
+
+def pictures_of(
+    network: "Network", x: Tensor, names: Sequence[str], attributions: Sequence["Attribution"], note: str = ""
+) -> list[html.Picture]:
+    """For every input the picture, the predictions, and its maps ordered by target."""
+    found = []
+    for i, (name, said) in enumerate(zip(names, network.predict(x), strict=True)):
+        ordered = sorted(attributions, key=lambda a: [target_text(b, i) for b in attributions].index(target_text(a, i)))
+        explained = {target_text(a, i) for a in attributions}
+        predictions = [html.Prediction(p.category, p.probability, p.category in explained) for p in said]
+        maps = [map_of(a, i) for a in ordered]
+        found.append(html.Picture(name, photograph(network, x, i), predictions, maps, note))
+    return found
+
+
+def map_of(attribution: "Attribution", index: int) -> html.Map:
+    """One map with all that helps to judge it."""
+    method = attribution.method
+    about, paper = method.about, method.paper
+    return html.Map(
+        title=title_of(method),
+        values=raw_map(attribution, index),
+        signed=attribution.signed,
+        target=target_text(attribution, index),
+        shows=f"Shows {about.use}.",
+        facts=facts(attribution, index),
+        drawback=f"{about.drawback[:1].upper()}{about.drawback[1:]}.",
+        citation=f"{paper.authors.split(',')[0]} et al., {paper.title}, {paper.venue} {paper.year}" if paper else "",
+    )
+
+
+def title_of(method: Any) -> str:
+    """The name of a method with the settings that are not the usual ones."""
+    changed = [
+        (f.name, getattr(method, f.name)) for f in fields_of(type(method)) if not _same(getattr(method, f.name), f.default)
+    ]
+    return method.name + (f" ({', '.join(f'{k} {_brief(v)}' for k, v in changed)})" if changed else "")
+
+
+def facts(attribution: "Attribution", index: int) -> list[html.Fact]:
+    """What the method chose, whether the map adds up, and what it cost."""
+    diagnostics, method = attribution.diagnostics, attribution.method
+    found = [html.Fact("layer", where)] if (where := layer_of(attribution)) != "input" else []
+    found += [html.Fact("baseline", baseline)] if (baseline := baseline_of(method)) else []
+    for name, meaning in CHECKS.items():
+        text, relative = check(attribution, name, index)
+        if text:
+            mark = "" if relative is None or GOOD < relative <= BAD else "good" if relative <= GOOD else "warn"
+            found.append(html.Fact(name, text, mark, meaning))
+    if "evaluations" in diagnostics:
+        count = round(diagnostics["evaluations"] / max(len(attribution), 1))
+        found.append(html.Fact("cost", f"{count} {'evaluation' if count == 1 else 'evaluations'}"))
+    return found
+
+
+def network_facts(network: "Network", x: Tensor) -> list[html.Fact]:
+    """The network in a line."""
+    parameters = sum(p.numel() for p in network.module.parameters())
+    return [
+        html.Fact("network", network.name),
+        html.Fact("input", " x ".join(str(n) for n in x.shape[1:])),
+        html.Fact("parameters", f"{parameters:,}"),
+    ]
+
+
+def as_python(network: "Network", names: Sequence[str], attributions: Sequence["Attribution"]) -> str:
+    """Code that makes the attributions again."""
+    lines = ["import convoscope as cs", "", f"net = cs.load({network.name!r})", f"x = net.read({list(names)!r})"]
+    for a in attributions:
+        # Every spec prints as the call that makes it; only its package is missing.
+        method, target = (re.sub(r"\b([A-Z]\w*)\(", r"cs.\1(", repr(s)) for s in (a.method, a.target))
+        at = f", at={a.at!r}" if a.at != "input" else ""
+        lines.append(f"cs.explain(net, x, {method}, {target}{at}, seed={a.seed})")
+    return "\n".join(lines)
+
+
+# ---- one result
 
 
 def picture(attribution: "Attribution", over: Tensor | None, indices: Iterable[int]) -> "Image.Image":
@@ -40,46 +162,33 @@ def picture(attribution: "Attribution", over: Tensor | None, indices: Iterable[i
 
 def panel(attribution: "Attribution", over: Tensor | None, index: int) -> fig.Panel:
     """One map with its scale, titled by the method."""
-    values = attribution.heatmap()[index].double().cpu().numpy()
-    limit, signed = ov.limit(values), attribution.signed
+    values, signed = raw_map(attribution, index), attribution.signed
+    limit = ov.limit(values)
     if over is None:
-        image = ov.enlarged(ov.colorize(values, limit=limit, signed=signed), SMALLEST)
+        full = ov.resample(values, *attribution.size[:2])
+        image = ov.enlarged(ov.colorize(full, limit=limit, signed=signed), SMALLEST)
     else:
-        image = ov.overlay(values, photograph(attribution, over, index), limit=limit, signed=signed)
-    scale = fig.Scale.of(limit, signed)
-    return fig.Panel(attribution.method.name, image, caption(attribution, index), scale)
-
-
-def photograph(attribution: "Attribution", over: Tensor, index: int) -> np.ndarray:
-    """The pixels (H, W, 3) of input `index`, enlarged if they are few."""
-    if over.dim() != 4 or len(over) != len(attribution):
-        raise UsageError(f"{len(attribution)} maps need as many inputs (images, channels, H, W); got shape {tuple(over.shape)}")
-    pixels = attribution.network.picture(over[index : index + 1])[0]
-    return ov.enlarged(ov.as_bytes(pixels.permute(1, 2, 0).numpy()), SMALLEST)
-
-
-def caption(attribution: "Attribution", index: int) -> str:
-    """The target, where the map was taken, and whether it adds up."""
+        check_inputs(attribution, over)
+        image = photograph(attribution.network, over, index)
+        image = ov.overlay(values, ov.enlarged(image, SMALLEST), limit=limit, signed=signed)
     parts = [target_text(attribution, index)]
-    where = attribution.diagnostics.get("layer") or attribution.at
-    parts += [f"at {where}"] if where != "input" else []
-    return ", ".join(parts + [f"{name} {value}" for name, value in checks(attribution, index)])
+    parts += [f"at {where}"] if (where := layer_of(attribution)) != "input" else []
+    parts += [f"{name} {text}" for name in CHECKS if (text := check(attribution, name, index)[0])]
+    return fig.Panel(title_of(attribution.method), image, ", ".join(parts), fig.Scale.of(limit, signed))
 
 
-def checks(attribution: "Attribution", index: int) -> list[tuple[str, str]]:
-    """The completeness gap or the lost relevance of one image, in words."""
-    found = []
-    for name in ("completeness gap", "lost relevance"):
-        value = at(attribution.diagnostics.get(name), index)
-        if value is not None:
-            relative = at(attribution.diagnostics.get(f"{name} relative"), index)
-            found.append((name, f"{value:.2g}" + (f" ({relative:.2%})" if relative is not None else "")))
-    return found
-
-
-def at(value: Any, index: int) -> Any:
-    """The entry of one image in a diagnostic that has one for each, or the one for all."""
-    return value[index] if isinstance(value, list | tuple) and index < len(value) else value
+def fragment_of(attribution: "Attribution", over: Tensor | None) -> str:
+    """HTML for a notebook: the maps over their inputs, or, without inputs, on their own."""
+    count = range(len(attribution))
+    if over is None:
+        buffer = io.BytesIO()
+        picture(attribution, None, count).save(buffer, "png", optimize=True)
+        data = base64.b64encode(buffer.getvalue()).decode()
+        alt = f"{attribution.method.name}: maps with their color scales"
+        return f'<img style="max-width:100%;width:{min(len(count), 5) * 280}px" alt="{alt}" src="data:image/png;base64,{data}">'
+    check_inputs(attribution, over)
+    names = [f"image {i}" for i in count]
+    return html.fragment(html.Report("", pictures_of(attribution.network, over, names, [attribution])))
 
 
 def save(attribution: "Attribution", path: Path, over: Tensor | None) -> Path:
@@ -96,3 +205,72 @@ def save(attribution: "Attribution", path: Path, over: Tensor | None) -> Path:
             made = {"convoscope": json.dumps(attribution.to_dict())}
             save_file({"values": attribution.values.detach().cpu().contiguous()}, partial, made)
     return path
+
+
+# ---- parts of it
+
+
+def raw_map(attribution: "Attribution", index: int) -> np.ndarray:
+    """The map (h, w) of one image at its own resolution, channels summed."""
+    values = attribution.values[index]
+    if values.dim() != 3:
+        raise UsageError(f"values of shape {tuple(attribution.values.shape)} have no rows and columns to draw")
+    return values.detach().double().sum(0).cpu().numpy()
+
+
+def photograph(network: "Network", x: Tensor, index: int) -> np.ndarray:
+    """The pixels (H, W, 3) uint8 of one input, as the network sees them."""
+    return ov.as_bytes(network.picture(x[index : index + 1])[0].permute(1, 2, 0).cpu().numpy())
+
+
+def check_inputs(attribution: "Attribution", over: Tensor) -> None:
+    """Raise unless there is one input for each map."""
+    if over.dim() != 4 or len(over) != len(attribution):
+        raise UsageError(f"{len(attribution)} maps need as many inputs (images, channels, H, W); got {tuple(over.shape)}")
+
+
+def target_text(attribution: "Attribution", index: int) -> str:
+    """What image `index` was explained for: a category where the target is one, else the target itself."""
+    target = attribution.target
+    chosen = getattr(target, "index", None)
+    if isinstance(chosen, tuple):
+        chosen = chosen[index]
+    if not isinstance(chosen, int):
+        return str(target)
+    name = attribution.network.category(chosen)
+    return name if target.name == "logit" else f"{target.name} of {name}"
+
+
+def baseline_of(method: Any) -> str:
+    """What the method compares the image with, where it does."""
+    baseline = getattr(method, "baseline", getattr(method, "fill", None))
+    return "" if baseline is None else _brief(baseline)
+
+
+def layer_of(attribution: "Attribution") -> str:
+    """The address the map belongs to."""
+    return str(attribution.diagnostics.get("layer") or attribution.at)
+
+
+def check(attribution: "Attribution", name: str, index: int) -> tuple[str, float | None]:
+    """The completeness gap or lost relevance of one image in words, and as a fraction; empty if there is none."""
+    value = _entry(attribution.diagnostics, name, index)
+    relative = _entry(attribution.diagnostics, f"{name} relative", index)
+    if value is None:
+        return "", None
+    return f"{value:.2g}" + (f" ({abs(relative):.1%})" if relative is not None else ""), relative and abs(relative)
+
+
+def _entry(diagnostics: Mapping[str, Any], name: str, index: int) -> Any:
+    value = diagnostics.get(name)
+    return value[index] if isinstance(value, list | tuple) else value
+
+
+def _brief(value: Any) -> str:
+    return f"a tensor {tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
+
+
+def _same(value: Any, default: Any) -> bool:
+    if isinstance(value, Tensor) or isinstance(default, Tensor) or default is dataclasses.MISSING:
+        return value is default
+    return bool(value == default)

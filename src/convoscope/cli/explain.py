@@ -59,8 +59,8 @@ def explain(
     has it; 'convoscope methods NAME' lists them with their help.
     """
     from convoscope.cli import work as do
-    from convoscope.files import check_writable
     from convoscope.core.errors import UsageError
+    from convoscope.files import check_writable
 
     out = out if out or as_json else DEFAULT_OUT
     if out:
@@ -92,7 +92,7 @@ def _run(job: "Work", out: Path | None, png: Path | None, as_json: bool) -> None
     wrote: dict[str, Any] = {"report": None, "pictures": []}
     if png:
         wrote["pictures"] = [str(p) for p in do.save_pictures(job, png)]
-    line = do.write_report(job, out, title=f"{job.net.name} explained") if out else ""
+    line = do.write_report({"": job}, out, title=f"{job.net.name} explained") if out else ""
     if as_json:
         print_json(do.document(job) | wrote | {"report": str(out) if out else None})
         return

@@ -41,7 +41,9 @@ Weights = Annotated[
 Partial = Annotated[bool, typer.Option("--allow-partial", help="Accept weights that fit the architecture only partly.")]
 
 
-def load_network(model: str, arch: str | None, weights: str | None, partial: bool, device: str | None = None) -> "Network":
+def load_network(
+    model: str, arch: str | None = None, weights: str | None = None, partial: bool = False, device: str | None = None
+) -> "Network":
     """The network that `--model`, `--arch`, `--weights` and `--allow-partial` name, on `--device`."""
     from convoscope.network import load
 

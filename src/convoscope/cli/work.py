@@ -2,14 +2,16 @@
 
 import math
 import re
+import shlex
+import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from convoscope.files import make_folder, replaced, size_text, write_text
 from convoscope.cli.terminal import Progress, table
 from convoscope.core.errors import SpecError, UnsupportedError, closest
+from convoscope.files import make_folder, replaced, size_text, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -116,52 +118,50 @@ def predictions_line(predictions: Iterable[Any], count: int = 3) -> str:
     return " · ".join(f"{p.category} {p.probability:.2f}" for p in list(predictions)[:count])
 
 
-def check_of(diagnostics: Mapping[str, Any]) -> str:
+def check_of(attribution: "Attribution") -> str:
     """Whether a map adds up: the completeness gap or the lost relevance of the worst image."""
-    parts = []
-    for name in ("completeness gap", "lost relevance"):
-        if name in diagnostics:
-            text = f"{name} {_worst(diagnostics[name]):.2g}"
-            relative = diagnostics.get(f"{name} relative")
-            parts.append(text if relative is None else f"{text} ({_worst(relative):.2%})")
-    return ", ".join(parts)
+    from convoscope.report import CHECKS, check
+
+    found = []
+    for name in CHECKS:
+        checks = [check(attribution, name, i) for i in range(len(attribution))]
+        text, _ = max(checks, key=lambda c: c[1] or 0.0)
+        found += [f"{name} {text}"] if text else []
+    return ", ".join(found)
 
 
-def seconds_text(diagnostics: Mapping[str, Any]) -> str:
+def seconds_text(seconds: float) -> str:
     """The time a method took."""
-    seconds = diagnostics.get("seconds")
-    return "" if seconds is None else f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def summary(work: Work) -> "Table":
     """One row for every attribution: what it explained, what it chose, whether it adds up, what it cost."""
+    from convoscope.report import baseline_of, layer_of, target_text, title_of
+
     rows = []
     for a in work.attributions:
-        d = a.diagnostics
-        baseline = d.get("baseline", getattr(a.method, "baseline", getattr(a.method, "fill", "")))
-        baseline = baseline if isinstance(baseline, str | float | int) else f"tensor {tuple(baseline.shape)}"
-        where = d.get("layer") or a.at or "input"
-        evaluations = d.get("evaluations", "")
-        evaluations = f"{_worst(evaluations):g}" if evaluations != "" else ""
-        rows.append((a.method.name, str(a.target), where, baseline, check_of(d), evaluations, seconds_text(d)))
+        targets = list(dict.fromkeys(target_text(a, i) for i in range(len(a))))
+        shown = ", ".join(targets[:2]) + (f" and {len(targets) - 2} more" if len(targets) > 2 else "")
+        seconds = seconds_text(a.diagnostics["seconds"])
+        cost = f"{a.diagnostics['evaluations'] / len(a):.0f}"
+        rows.append((title_of(a.method), shown, layer_of(a), baseline_of(a.method), check_of(a), cost, seconds))
     headings = ("method", "target", "layer", "baseline", "check", "evaluations", "time")
     return table(headings, rows, right=("evaluations", "time"))
 
 
 def save_pictures(work: Work, folder: Path) -> list[Path]:
     """One PNG for every picture, method and target."""
-    from convoscope.report import overlays
+    from convoscope.report import picture, target_text
 
     make_folder(folder)
-    paths = []
+    paths: list[Path] = []
     for a in work.attributions:
-        for i, picture in enumerate(overlays(work.net, work.x, a)):
-            words = [f"{i + 1:03d}"] if len(work.names) > 1 else []
-            words += [Path(work.names[i]).stem, a.method.name]
-            words += [str(a.target)] if len(work.targets) > 1 else []
-            path = folder / ("-".join(slug(w) for w in words) + ".png")
+        for i, name in enumerate(work.names):
+            words = [Path(name).stem, a.method.name, target_text(a, i)]
+            path = _unused(folder / "-".join(slug(w) for w in words), paths)
             with replaced(path) as partial:
-                picture.save(partial, format="PNG")
+                picture(a, work.x, [i]).save(partial, format="PNG")
             paths.append(path)
     return paths
 
@@ -171,13 +171,28 @@ def slug(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.]+", "-", text).strip("-") or "x"
 
 
-def write_report(work: Work, out: Path, title: str, notes: Sequence[str] = ()) -> str:
-    """Write the page; a line that says where it is and how large."""
-    from convoscope.report import build_report, page
+def _unused(path: Path, paths: Sequence[Path]) -> Path:
+    numbered = (path.with_name(f"{path.name}{n}.png") for n in ("", *(f"-{k}" for k in range(2, len(paths) + 3))))
+    return next(p for p in numbered if p not in paths)
 
-    report = build_report(work.net, work.x, work.names, work.attributions, title=title, notes=notes)
-    write_text(out, page(report))
+
+def write_report(parts: Mapping[str, Work], out: Path, title: str, lede: str = "") -> str:
+    """Write the page, each part with its note; a line that says where it is and how large."""
+    from convoscope.report import build_report, page, pictures_of
+
+    first = next(iter(parts.values()))
+    notes = [f"Left out {name}: {reason}" for name, reason in first.left_out]
+    report = build_report(
+        first.net, first.x, first.names, first.attributions, title=title, lede=lede, notes=notes, command=command_line()
+    )
+    more = [p for note, w in list(parts.items())[1:] for p in pictures_of(w.net, w.x, w.names, w.attributions, note)]
+    write_text(out, page(replace(report, pictures=(*report.pictures, *more))))
     return f"{out} ({size_text(out)}, one file, opens offline)"
+
+
+def command_line() -> str:
+    """What was typed, ready to be typed again."""
+    return shlex.join(["convoscope", *sys.argv[1:]])
 
 
 def document(work: Work) -> dict[str, Any]:
@@ -227,8 +242,3 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return str(value)
-
-
-def _worst(value: Any) -> float:
-    values = value if isinstance(value, list | tuple) else [value]
-    return max((float(v) for v in values), key=abs, default=0.0)
