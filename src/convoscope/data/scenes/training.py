@@ -34,7 +34,7 @@ class Settings:
     """
 
     count: int = 10_000
-    epochs: int = 10
+    epochs: int = 8
     batch: int = 64
     rate: float = 6e-3
     decay: float = 0.05
