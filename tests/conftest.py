@@ -34,6 +34,6 @@ def torch_home(testdata: Path) -> Path:
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """torchvision, also where its compiled operators do not fit the installed PyTorch."""
-    from convoscope.network import import_torchvision
+    from convoscope.loading import import_torchvision
 
     return import_torchvision()

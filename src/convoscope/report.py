@@ -87,7 +87,7 @@ def pictures_of(
         explained = {target_text(a, i) for a in attributions}
         predictions = [html.Prediction(p.category, p.probability, p.category in explained) for p in said]
         maps = [map_of(a, i) for a in ordered]
-        found.append(html.Picture(name, photograph(network, x, i), predictions, maps, note))
+        found.append(html.Picture(Path(name).name, photograph(network, x, i), predictions, maps, note))
     return found
 
 

@@ -4,16 +4,15 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
-from .conftest import Result
-
-Cli = Callable[..., Result]
+Cli = Callable[..., Any]
 
 
-def done(result: Result) -> Result:
+def done(result: Any) -> Any:
     assert result.code == 0, result.err
     return result
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import demo, explain, lists
+from convoscope.cli import demo, explain, lists, scenes
 
 app = typer.Typer(
     name="convoscope",
@@ -39,3 +39,5 @@ app.command(context_settings={"ignore_unknown_options": True})(explain.explain)
 app.command()(lists.layers)
 app.command()(lists.methods)
 app.command()(demo.demo)
+app.command()(scenes.scenes)
+app.command()(scenes.train)
