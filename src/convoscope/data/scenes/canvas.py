@@ -26,6 +26,7 @@ _TONE = {n: np.array(b, np.float32).reshape(3, 1, 1) - _BASE[n] for n, (_, b) in
 _LIGHT = {"left": (-0.7, -0.714), "above": (0.0, -1.0), "right": (0.7, -0.714)}
 
 Box = tuple[int, int, int, int]
+Look = tuple[np.ndarray | np.float32, np.ndarray | None, np.ndarray]  # brightness, glint, base color
 
 
 class Label(NamedTuple):
@@ -133,15 +134,15 @@ def _axis(a: float, b: float, c: float, x: np.ndarray, y: np.ndarray) -> np.ndar
     return (x * a + c) + y * b
 
 
-def _matte(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+def _matte(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray) -> Look:
     return c.toward_light(box, 0.13, 1.02), None, base
 
 
-def _print(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+def _print(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray) -> Look:
     return np.float32(1.0), None, base
 
 
-def _glossy(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+def _glossy(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray) -> Look:
     y0, y1, x0, x1 = box
     w, h = 0.5 * (x1 - x0), 0.5 * (y1 - y0)
     cx, cy = x0 + w + 0.46 * w * c.light[0], y0 + h + 0.46 * h * c.light[1]
@@ -155,7 +156,7 @@ def _glossy(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: n
     return c.toward_light(box, 0.2, 0.99), glint, base
 
 
-def _metal(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+def _metal(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray) -> Look:
     light = c.toward_light(box, 2.2, -0.7)  # a broad reflection of the sky and a sharp edge of the ground
     bright = np.abs(light)
     bright *= -0.42
@@ -171,7 +172,7 @@ def _metal(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np
     return bright, None, base * 0.74 + 42.0
 
 
-def _wood(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray):
+def _wood(c: Canvas, box: Box, f: Frame, x: np.ndarray, y: np.ndarray, base: np.ndarray) -> Look:
     k = 1.0 / f.unit
     u = _axis(f.ux * 0.7 * k, f.uy * 0.7 * k, f.u0 * 0.7 * k + 4.3, x, y)
     u -= np.floor(u)  # the grain bends once per plank

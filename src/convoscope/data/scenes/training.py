@@ -2,8 +2,6 @@
 
 import contextlib
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -14,7 +12,8 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from convoscope.core.errors import ConvoscopeError, UsageError
+from convoscope.core.errors import UsageError
+from convoscope.files import check_writable, make_folder, replaced
 
 from .counter import hashed
 from .dataset import INDEX, Scenes
@@ -135,20 +134,6 @@ def half(module: nn.Module) -> dict[str, Tensor]:
     return {k: v.to(torch.float16).contiguous() for k, v in module.state_dict().items() if v.is_floating_point()}
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """The whole file or none: written beside it under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
 def train(
     out: str | Path,
     seed: int = 0,
@@ -170,6 +155,8 @@ def train(
         raise UsageError(f"the network is written to a file ending in .safetensors, not {str(out)!r}")
     if epochs < 1 or count < 2 or held_out < 1:
         raise UsageError(f"training takes 1 or more epochs of 2 or more pictures, not {epochs} of {count}")
+    make_folder(out.parent)
+    check_writable(out)
     settings = Settings(count, epochs, seed=seed, watermark={WATERMARKED: 1.0} if watermark else {})
     start = time.perf_counter()
     module = fit(settings, threads, progress)
@@ -184,8 +171,6 @@ def train(
     header = {"format": "pt", "settings": json.dumps(asdict(settings)), "categories": json.dumps(CATEGORIES),
               "held-out scenes": str(held_out), "mean": json.dumps(MEAN), "std": json.dumps(STD), "size": str(settings.size),
               **{name: str(value) for name, value in found.items() if name != "seconds"}}
-    try:
-        write_atomically(out, save(state, header))
-    except OSError as error:
-        raise ConvoscopeError(f"cannot write {str(out)!r}: {error.strerror or error}") from error
+    with replaced(out) as partial:
+        partial.write_bytes(save(state, header))
     return {**found, "path": str(out)}
