@@ -5,7 +5,7 @@ asks the rule for the input's gradient only when one arrives; nothing is paid fo
 """
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -84,7 +84,8 @@ class Call:
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self._operator, self._settings = func, {}
-        self._keep: Callable[[Tensor], _Kept] = _Kept
+        self._keep: Callable[..., _Kept] = _Kept
+        self.kept: _Kept | None = None
         self._slot = next((i for i, a in enumerate(args) if a is self.x), 0)
         if name in LINEAR:
             self._read_linear(args, kwargs)
@@ -196,13 +197,10 @@ Pull = Callable[[Call, Tensor, Tensor], Tensor]
 
 
 class _Kept:
-    """A tensor needed again in the backward pass; copied if the network is about to overwrite it."""
+    """An input or value needed again in the backward pass; copied if the network is about to overwrite it."""
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()
-
-    def copy(self) -> None:
-        self.tensor = self.tensor.clone()
+    def __init__(self, tensor: Tensor, value: bool = False) -> None:
+        self.tensor, self.value, self.read = tensor.detach(), value, False
 
 
 class _Redirect(torch.autograd.Function):
@@ -210,7 +208,8 @@ class _Redirect(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, call: Call, pull: Pull) -> Tensor:
         value = call.value()
         ctx.call, ctx.pull = call, pull
-        ctx.x, ctx.value = call._keep(x), call._keep(value)
+        ctx.x, ctx.value = call._keep(x), call._keep(value, True)
+        call.kept = ctx.value
         call.x, call.args = x.detach(), _detached(call.args)  # a node that held the graph would never be freed
         return value
 
@@ -242,14 +241,16 @@ class Rewriter:
         self.matched: list[str] = []
         self.plain: list[str] = []
         self._linear = WeakTensorKeyDictionary()  # value of a linear call -> (the call, version of the value)
+        self._values = WeakTensorKeyDictionary()  # value of a redirected call -> what is kept of it
         self._kept: dict[int, list[weakref.ref[_Kept]]] = {}
 
     def apply(self, name: str, address: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of the call, with the gradient of the rule that covers it."""
         call = Call(name, address, func, args, kwargs)
         if call.inplace:
-            self._protect(args[0])
+            self._protect(args[0], name)
         carriers = {id(t): t for t in tensors_in(args, kwargs) if t.requires_grad}
+        self._read(carriers.values())
         if not carriers:
             return call.native()
         call = self._fused(call)
@@ -271,6 +272,8 @@ class Rewriter:
             return args[0]
         if again is not None:
             self._linear[output] = (again, output._version)
+        if call.kept is not None:
+            self._values[output] = call.kept
         return output
 
     def _fused(self, call: Call) -> Call:
@@ -293,25 +296,35 @@ class Rewriter:
             "(gradient, integrated-gradients)"
         )
 
-    def _keep(self, tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor)
+    def _keep(self, tensor: Tensor, value: bool = False) -> _Kept:
+        kept = _Kept(tensor, value)
         self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(kept))
         return kept
 
-    def _protect(self, tensor: Any) -> None:
-        if isinstance(tensor, Tensor):
-            for reference in self._kept.pop(tensor.untyped_storage().data_ptr(), []):
-                kept = reference()
-                if kept is not None:
-                    kept.copy()
+    def _read(self, tensors: Iterable[Tensor]) -> None:
+        for tensor in tensors:
+            if tensor in self._values:
+                self._values[tensor].read = True
+
+    def _protect(self, tensor: Any, name: str) -> None:
+        if not isinstance(tensor, Tensor):
+            return
+        for reference in self._kept.pop(tensor.untyped_storage().data_ptr(), []):
+            kept = reference()
+            # A value that only a ReLU reads gets no gradient where it is negative, so its positive part will do.
+            if kept is not None and not (name == "relu" and kept.value and not kept.read):
+                kept.tensor = kept.tensor.clone()
 
 
 def _divides(call: Call) -> bool:
     return len(call.args) > 1 and isinstance(call.args[1], Tensor) and call.args[1].requires_grad
 
 
-def away_from_zero(z: Tensor, epsilon: float) -> Tensor:
-    """`z` moved away from zero by `epsilon` times its root mean square in each row; zero counts as positive."""
+def step_from_zero(z: Tensor, epsilon: float) -> Tensor:
+    """How far to move values from zero before dividing by them, for each row: `epsilon` times their root mean square.
+
+    At least a few rounding errors, so that what should be zero and is not quite divides nothing.
+    """
     root = torch.linalg.vector_norm(z.flatten(1), dim=1) / (z[0].numel() ** 0.5)
-    step = (epsilon * root + torch.finfo(z.dtype).tiny).view(-1, *[1] * (z.dim() - 1))
-    return z + torch.copysign(step, z + 0.0)
+    limits = torch.finfo(z.dtype)
+    return (max(epsilon, 8 * limits.eps) * root + limits.tiny).view(-1, *[1] * (z.dim() - 1))

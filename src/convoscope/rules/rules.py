@@ -9,7 +9,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from convoscope.core.operators import Call, away_from_zero
+from convoscope.core.operators import Call, step_from_zero
 from convoscope.core.spec import AtLeast, Spec
 
 
@@ -35,7 +35,9 @@ class Epsilon(Rule):
         return call.redirect(self._pull)
 
     def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
-        return call.pull(gradient * (value / away_from_zero(value, self.epsilon)))
+        size = value.abs()
+        share = gradient * size
+        return call.pull(share.div_(size.add_(step_from_zero(value, self.epsilon))))
 
 
 class ZPlus(Rule):
@@ -49,17 +51,20 @@ class ZPlus(Rule):
     def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
         weight, x = call.weight, call.x
         assert weight is not None
-        up = weight.clamp(min=0)
+        up, down = weight.clamp(min=0), None
         bias = None if call.bias is None else call.bias.clamp(min=0)
-        signed = bool((x < 0).any())
+        signed = bool(x.amin() < 0)
         positive = call.linear(x.clamp(min=0) if signed else x, up, bias)
         if signed:
             down = weight.clamp(max=0)
             positive += call.linear(x.clamp(max=0), down)
-        gradient = gradient * (value / away_from_zero(positive, self.epsilon))
-        if not signed:
-            return call.pull(gradient, up)
-        return torch.where(x < 0, call.pull(gradient, down), call.pull(gradient, up))
+        share = gradient * value
+        share.div_(positive.add_(step_from_zero(positive, self.epsilon)))
+        pulled = call.pull(share, up)
+        if down is None:
+            return pulled
+        # A zero input has no relevance to hand on, whatever its gradient.
+        return torch.where(x < 0, call.pull(share, down), torch.where(x > 0, pulled, 0))
 
 
 class Pass(Rule):
@@ -68,7 +73,12 @@ class Pass(Rule):
     epsilon: Annotated[float, "stabilizer, as a fraction of the inputs' root mean square", AtLeast(0)] = 1e-9
 
     def __call__(self, call: Call) -> Tensor:
-        return call.redirect(lambda call, value, gradient: gradient * (value / away_from_zero(call.x, self.epsilon)))
+        return call.redirect(self._pull)
+
+    def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
+        x = call.x
+        step = torch.copysign(step_from_zero(x, self.epsilon), x + 0.0)  # zero counts as positive
+        return gradient * (value / (x + step))
 
 
 class Gate(Rule):
