@@ -55,9 +55,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 # sources
 
 
-@pytest.mark.parametrize(
-    "name", ["a.png", "a.bmp", "a.tif", "a.ppm", "a.tga", "a.gif", "a.webp", "a.jp2", "a.qoi"]
-)
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.ppm", "a.tga", "a.gif", "a.webp", "a.jp2", "a.qoi"])
 def test_lossless_color_files_are_exact(tmp_path, name):
     picture = Image.fromarray(COLOR)
     options = {"lossless": True, "exact": True} if name == "a.webp" else {}
@@ -227,10 +225,7 @@ def test_16_bit_color_png():
     right = deep / 257 * (alpha / 65535) + 255 * (1 - alpha / 65535)
     assert np.abs(pixels(png16(np.concatenate([deep, alpha], 2), 6)) - right).max() <= 2
     gray = deep[..., :1] / 257 * (alpha / 65535) + 255 * (1 - alpha / 65535)
-    assert (
-        np.abs(pixels(png16(np.concatenate([deep[..., :1], alpha], 2), 4), mode="L") - gray[..., 0]).max()
-        <= 2
-    )
+    assert np.abs(pixels(png16(np.concatenate([deep[..., :1], alpha], 2), 4), mode="L") - gray[..., 0]).max() <= 2
 
 
 def test_tiff_that_counts_from_white(tmp_path):
@@ -240,9 +235,7 @@ def test_tiff_that_counts_from_white(tmp_path):
         stated = raw.tag_v2[262]
     if stated != 0:
         content = path.read_bytes()
-        path.write_bytes(
-            content.replace(struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0))
-        )
+        path.write_bytes(content.replace(struct.pack("<HHII", 262, 3, 1, 1), struct.pack("<HHII", 262, 3, 1, 0)))
     assert np.array_equal(pixels(path, mode="L"), 255 - GRAY)
 
 
@@ -257,9 +250,7 @@ def test_float_files(tmp_path):
     assert np.array_equal(pixels(saved(Image.fromarray(unit), tmp_path / "a.tif"), mode="L"), GRAY)
     assert np.array_equal(pixels(saved(Image.fromarray(unit * 255), tmp_path / "b.tif"), mode="L"), GRAY)
     with pytest.raises(ImageError, match=r"float pixels from -1 to .*expected 0\.\.1 or 0\.\.255"):
-        read_picture(
-            saved(Image.fromarray(np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6)), tmp_path / "c.tif")
-        )
+        read_picture(saved(Image.fromarray(np.linspace(-1, 1, 36, dtype=np.float32).reshape(6, 6)), tmp_path / "c.tif"))
     broken = unit.copy()
     broken[0, 0] = np.nan
     with pytest.raises(ImageError, match="NaN"):
@@ -365,12 +356,7 @@ def test_cut_and_damaged_files_raise_only_our_errors(kind):
 def test_size_is_checked_before_decoding(tmp_path):
     def header(width, height):
         size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-        return (
-            b"\x89PNG\r\n\x1a\n"
-            + chunk(b"IHDR", size)
-            + chunk(b"IDAT", zlib.compress(b"\0"))
-            + chunk(b"IEND", b"")
-        )
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
     with pytest.raises(ImageError, match=r"6000 x 5000 = 30\.0 megapixels, at most 25 are read"):
         read_picture(header(6000, 5000))
@@ -386,9 +372,7 @@ def test_size_is_checked_before_decoding(tmp_path):
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1)])
 def test_too_small(tmp_path, size):
     path = saved(Image.new("RGB", size), tmp_path / "a.png")
-    with pytest.raises(
-        ImageError, match=rf"a picture of {size[0]} x {size[1]} pixels has nothing to explain"
-    ):
+    with pytest.raises(ImageError, match=rf"a picture of {size[0]} x {size[1]} pixels has nothing to explain"):
         read_picture(path)
     assert read_picture(Image.new("RGB", (2, 2))).size == (2, 2)
 
