@@ -209,7 +209,7 @@ class _Redirect(torch.autograd.Function):
         value = call.value()
         ctx.call, ctx.pull = call, pull
         ctx.x, ctx.value = call._keep(x), call._keep(value, True)
-        call.kept = ctx.value
+        call.kept, call._keep = ctx.value, _Kept  # a node that held the rewriter would hold every graph it has seen
         call.x, call.args = x.detach(), _detached(call.args)  # a node that held the graph would never be freed
         return value
 

@@ -129,11 +129,14 @@ class Probe:
         return self.session.tail(layer)
 
     def note(self, name: str, value: Any) -> None:
-        """Put a diagnostic into the result: one value per row of the image batch (concatenated), or one for all."""
-        known = self.session.notes.get(name)
+        """Put a diagnostic into the result: one value for each image, or one for all.
+
+        Values of repeated rows are left out: what holds for a noisy copy says nothing of the mean over copies.
+        """
         if isinstance(value, Tensor):
-            value = value.detach().double().cpu().reshape(-1).tolist()
-            value = (known or []) + value
+            if any(len(key) > 1 for key in self.keys):
+                return
+            value = self.session.notes.get(name, []) + value.detach().double().cpu().reshape(-1).tolist()
         self.session.notes[name] = value
 
     # ---- many rows for each image
