@@ -136,8 +136,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _picture(picture: Picture, anchor: str, largest: int, least: int) -> dict[str, Any]:
     pixels = _fitted(as_bytes(picture.image), largest, least)
     height, width = pixels.shape[:2]
-    rows = np.shape(picture.image)[0]
-    maps = [_map(m, pixels, rows, picture.name, f"{anchor}-{i}", thumb=least > 0) for i, m in enumerate(picture.maps, 1)]
+    maps = [_map(m, pixels, picture.name, f"{anchor}-{i}", least > 0) for i, m in enumerate(picture.maps, 1)]
     targets = [{"target": target, "maps": list(group)} for target, group in groupby(maps, lambda m: m["target"])]
     return {
         "anchor": anchor,
@@ -165,7 +164,7 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
     }
 
 
-def _map(m: Map, pixels: Bytes, original: int, name: str, anchor: str, thumb: bool) -> dict[str, Any]:
+def _map(m: Map, pixels: Bytes, name: str, anchor: str, thumb: bool) -> dict[str, Any]:
     values = np.asarray(m.values, np.float64)
     top = limit(values) if m.limit is None else m.limit
     scale = Scale.of(top, m.signed, m.unit)
@@ -188,7 +187,7 @@ def _map(m: Map, pixels: Bytes, original: int, name: str, anchor: str, thumb: bo
         "alt": f"{m.title} of {name}" + (f" for {m.target}" if m.target else ""),
         "where": _where(values, m.signed),
         "resolution": f"{values.shape[1]} x {values.shape[0]}",
-        "coarse": values.shape[0] < original / 2,
+        "coarse": values.shape[0] < height / 2,
         "gradient": Markup(_gradient(scale)),
         "ticks": [{"at": f"{100 * at:g}", "text": text.replace("-", "\N{MINUS SIGN}")} for at, text in scale.ticks()],
         "scale": _scale_in_words(scale),

@@ -135,7 +135,7 @@
     const live = make("p", section, "sr");
     live.setAttribute("aria-live", "polite");
     frames.forEach((frame) => {
-      frame.tabIndex = 0;
+      if (!frame.classList.contains("alone")) frame.tabIndex = 0;
       frame.setAttribute("role", "group");
       frame.setAttribute("aria-label", "Picture; arrow keys move the point at which the maps are read");
       frame.addEventListener("pointermove", (event) => {
