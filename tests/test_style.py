@@ -20,9 +20,8 @@ def test_ruff_finds_nothing() -> None:
 
 
 def test_pyright_finds_nothing_in_core() -> None:
-    cached = Path.home() / ".cache" / "pyright-python"
-    if importlib.util.find_spec("pyright") is None or not shutil.which("node") or not cached.is_dir():
-        pytest.skip("pyright is not installed with all it downloads")
+    if importlib.util.find_spec("pyright") is None or not shutil.which("node"):
+        pytest.skip("pyright is not installed, or there is no node to run it")
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout

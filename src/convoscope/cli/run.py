@@ -23,7 +23,10 @@ def run(arguments: Sequence[str]) -> int:
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, EOFError):
         return _fail("stopped", 130)
-    except BrokenPipeError:  # the reader, `head` for one, has seen enough
+    except (BrokenPipeError, SystemExit) as error:
+        # The reader, `head` for one, has seen enough. Some versions of typer turn that into an exit of their own.
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
