@@ -4,6 +4,7 @@ All have random non-zero biases and batch-norm statistics, since zeros hide erro
 the same dtype, and draws nothing from the global random generators.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -229,6 +230,10 @@ class _Scaled(nn.Module):
         return x + (self.scale * self.narrow(F.gelu(self.wide(y)))).permute(0, 3, 1, 2)
 
 
+def _convnext_like() -> nn.Module:
+    return nn.Sequential(_conv(3, 4), _Scaled(4), *_head(4))
+
+
 def _smooth() -> nn.Module:
     body = [_conv(3, 4), nn.BatchNorm2d(4), nn.Hardswish(inplace=True), _conv(4, 4), nn.SiLU(inplace=True)]
     return nn.Sequential(*body, *_head(4))
@@ -305,7 +310,7 @@ _ALL = (
     Hostile("five-channel", "multispectral input", lambda: _plain(5), channels=5),
     Hostile("mixed-padding", "asymmetric, dilated, replicated and reflected borders", _mixed_padding),
     Hostile("pre-activation", "batch norm before the convolution, as in DenseNet", _pre_activation),
-    Hostile("convnext-like", "GELU, layer norm, linear layers on channels", lambda: nn.Sequential(_conv(3, 4), _Scaled(4), *_head(4))),
+    Hostile("convnext-like", "GELU, layer norm, linear layers on channels", _convnext_like),
     Hostile("smooth", "hardswish and SiLU, in place", _smooth),
     Hostile("channel-shuffle", "chunk, concatenate, shuffle channels, as in ShuffleNet", _shuffle),
     Hostile("overlapping-pools", "max pools that overlap, with ceil_mode", _overlapping_pools),
@@ -320,3 +325,17 @@ _ALL = (
 def zoo() -> dict[str, Hostile]:
     """All hostile networks by name."""
     return {h.name: h for h in _ALL}
+
+
+def unavailable(hostile: Hostile) -> str:
+    """Why this network cannot be built here, or nothing."""
+    return _no_compiler() if hostile.wrap is not None else ""
+
+
+@functools.cache
+def _no_compiler() -> str:
+    try:
+        torch.compile(nn.Identity(), backend="eager")(torch.zeros(1))
+    except Exception as error:
+        return f"torch.compile does not work here: {error}"
+    return ""

@@ -1,0 +1,194 @@
+"""The laws bite: each of these methods breaks one."""
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from convoscope.core.errors import UnsupportedError
+from convoscope.core.spec import About
+from convoscope.method import Method
+from convoscope.testing import LAWS, check_on, small, zoo
+from convoscope.testing.laws import Trial
+
+
+class Base(Method, abstract=True):
+    """A method that keeps every law it can without being registered."""
+
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x)
+
+    def evaluations(self, x: Tensor) -> int:
+        return 1
+
+
+class WrongShape(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x).sum(1)
+
+
+class WrongType(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x).double()
+
+
+class GlobalNoise(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x + torch.rand_like(x))
+
+
+class PythonNoise(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        random.random()
+        return probe.grad(x)
+
+
+class Steady(Base, abstract=True):
+    stochastic = True
+
+
+class MixesImages(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x) - x.mean(0)
+
+
+class Trains(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        next(probe.session.module.buffers()).add_(0.1)
+        return probe.grad(x)
+
+
+class LeavesGradients(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        for p in probe.session.module.parameters():
+            p.grad = None
+        return probe.grad(x)
+
+
+class LeavesAHook(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        first = next(m for m in probe.session.module.modules() if isinstance(m, nn.Conv2d))
+        handle = first.register_forward_hook(lambda m, a, o: o)
+        values = probe.grad(x)
+        handle.remove()
+        return values
+
+
+class Swallows(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        try:
+            return probe.grad(x)
+        except Exception:
+            return torch.zeros_like(x)
+
+
+class Incomplete(Base, abstract=True):
+    complete = True
+
+
+class IgnoresTheTarget(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        probe.grad(x)
+        return x
+
+
+class NeedsTwo(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        probe.score(x)
+        return probe.grad(x)
+
+
+class SharedState(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        weight = next(probe.session.module.parameters())
+        weight.data.mul_(2)
+        values = probe.grad(x)
+        weight.data.div_(2)
+        return values * float(probe.session.target.index == 1)
+
+
+@pytest.mark.parametrize(
+    ("method", "law"),
+    [
+        (WrongShape, "keeps shape dtype device"),
+        (WrongType, "keeps shape dtype device"),
+        (GlobalNoise, "repeats with a seed"),
+        (GlobalNoise, "leaves the network untouched"),
+        (PythonNoise, "leaves the network untouched"),
+        (Steady, "repeats with a seed"),
+        (MixesImages, "takes any batch size"),
+        (Trains, "leaves the network untouched"),
+        (LeavesGradients, "leaves the network untouched"),
+        (LeavesAHook, "leaves the network untouched when interrupted"),
+        (SharedState, "leaves the network untouched when interrupted"),
+        (Swallows, "leaves the network untouched when interrupted"),
+        (Incomplete, "is complete"),
+        (Incomplete, "is exact on linear networks"),
+        (IgnoresTheTarget, "tells targets apart"),
+        (NeedsTwo, "counts its evaluations"),
+        (WrongShape, "is documented"),
+    ],
+)
+def test_a_broken_method_breaks_the_law(method: type[Method], law: str) -> None:
+    networks = ("linear",) if "linear" in law else ("in-place-relu", "skip-in-place")
+    for network in networks:
+        with pytest.raises(AssertionError):
+            LAWS[law](Trial(method(), zoo()[network]))
+
+
+def test_an_honest_one_keeps_them() -> None:
+    trial = Trial(Base(), zoo()["in-place-relu"])
+    for law in LAWS.keys() - {"survives json", "is documented"}:
+        LAWS[law](trial)
+
+
+def test_the_message_names_law_method_and_network() -> None:
+    with pytest.raises(AssertionError, match=r"on 'skip' breaks the law 'takes any batch size': batch_size=1: differs"):
+        check_on(MixesImages(), zoo()["skip"])
+
+
+def test_exceptions_that_hold_no_more_fail() -> None:
+    gradient = small("gradient")
+    with pytest.raises(AssertionError, match="strike it"):
+        check_on(gradient, zoo()["skip"], {("gradient", "skip", "is documented"): "it was not"})
+    with pytest.raises(AssertionError, match="strike it"):
+        check_on(gradient, zoo()["skip"], {("gradient", "*", "refuses the network"): "it did"})
+
+
+def test_refusing_is_allowed_with_a_reason() -> None:
+    class Refuses(Base, abstract=True):
+        def attribute(self, probe: Any, x: Tensor) -> Tensor:
+            raise UnsupportedError(self.reason())
+
+        def reason(self) -> str:
+            return "this method needs a network with spectral norm, and this one has none"
+
+    class Sulks(Refuses, abstract=True):
+        def reason(self) -> str:
+            return "no"
+
+    assert "spectral" in check_on(Refuses(), zoo()["skip"])
+    with pytest.raises(AssertionError, match="without saying"):
+        check_on(Sulks(), zoo()["skip"])
+
+
+class Unfounded(Base, abstract=True):
+    """Documented, without a paper."""
+
+    about = About("decision", "nothing", "1 forward + 1 backward", "all", "none")
+
+
+def test_a_paper_is_wanted() -> None:
+    with pytest.raises(AssertionError, match="no paper"):
+        LAWS["is documented"](Trial(Unfounded(), zoo()["skip"]))
+
+
+def test_public_door() -> None:
+    import convoscope
+
+    convoscope.testing.check_method("gradient", ["skip", "linear"])
+    convoscope.testing.check_method(convoscope.SmoothGrad(samples=2), ["skip"])
+    with pytest.raises(AssertionError, match="tells targets apart"):
+        convoscope.testing.check_method(IgnoresTheTarget, ["skip"])
