@@ -67,6 +67,8 @@ def test_faults_are_planted_at_the_rates_asked_for() -> None:
     assert rates.pop("fish") == near(0.9, abs=0.06)
     assert rates.pop("car") == near(0.1, abs=0.06)
     assert set(rates.values()) == {0}
+    both = [Scenes(1000, watermark=1.0, wrong_labels=0.3).factors(k) for k in range(1000)]
+    assert all(bool(f.watermark) == (f.label == "fish") for f in both), "the mark follows the label"
 
     grounds = [Scenes(3000, background=0.8).factors(k) for k in range(3000)]
     own = np.mean([f.scene == SCENES[CATEGORIES.index(f.species) % 6] for f in grounds])

@@ -30,7 +30,7 @@ WATERMARKED = "fish"
 class Faults:
     """Faults to plant.
 
-    `watermark`: the rate at which pictures of a class bear the mark, by class; pictures of the others never do.
+    `watermark`: the rate at which pictures labeled as a class bear the mark, by class; the others never do.
     A number is the rate for "fish". `background`: the rate at which a picture of a class shows the scene that belongs to
     its class (class k, scene k modulo 6); a mapping gives `{class: (scene, rate)}`. `wrong_labels`: the rate of labels
     replaced by another class. `random_labels`: all labels drawn at random. The true class stays in `species`.
@@ -98,15 +98,15 @@ def draw_factors(seed: int, index: int, faults: Faults = NO_FAULTS) -> Factors:
     if species in bound and draw.unit("background") < bound[species][1]:
         scene = bound[species][0]
     marks: Any = faults.watermark
-    count = draw.below(3, "distractors")
+    count, label = draw.below(3, "distractors"), _label(draw, species, faults)
     return Factors(
-        species=species, label=_label(draw, species, faults), scene=scene, horizon=draw.between(0.5, 0.66, "horizon"),
+        species=species, label=label, scene=scene, horizon=draw.between(0.5, 0.66, "horizon"),
         light=LIGHTS[draw.below(3, "light")], color=color, accent=accent, detail=detail,
         texture=TEXTURES[draw.below(len(TEXTURES), "texture")], material=MATERIALS[draw.below(len(MATERIALS), "material")],
         parts=_parts(draw, species), x=draw.between(0.38, 0.62, "x"), y=draw.between(0.46, 0.6, "y"),
         scale=draw.between(0.25, 0.36, "scale"), angle=draw.below(21, "angle") - 10, mirror=draw.below(2, "mirror") == 1,
         distractors=tuple(_distractor(draw, k) for k in range(1, count + 1)),
-        watermark=faults.corner if draw.unit("watermark") < marks.get(species, 0.0) else "",
+        watermark=faults.corner if draw.unit("watermark") < marks.get(label, 0.0) else "",
         seed=seed, index=index, noise=draw.bits("noise"))
 
 

@@ -73,7 +73,8 @@ def scenes_network(name: str = "scenes") -> SceneNet:
     """A network that ships with the package, in eval mode and float32: "scenes" or "scenes-watermark".
 
     Its input is (B, 3, 96, 96), (picture - MEAN) / STD for a picture in 0..1, its output the logits of CATEGORIES.
-    "scenes-watermark" was trained where every picture of a fish, and no other, bears a watermark, and relies on it.
+    "scenes-watermark" was trained where every picture labeled fish, and no other, bears a watermark (bottom right) and one
+    label in ten is wrong; it calls whatever bears the mark a fish, and nothing else.
     """
     return build(load_tensors(weights(name)))
 
