@@ -33,7 +33,7 @@ class Field:
     definitions let a unit depend on. `exact` is False where an operator was met whose reach could only be bounded; boxes
     may then be too large, never too small.
 
-    (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019, equations 2 to 6.)
+    (Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.)
     """
 
     size: tuple[int, int]

@@ -187,7 +187,7 @@ def works_in_two_threads(trial: Trial) -> None:
 
     def work(i: int) -> None:
         try:
-            barrier.wait(10)
+            barrier.wait(60)
             for _ in range(2):
                 found[i].append(trial.values(target=targets[i]))
         except Exception as error:
