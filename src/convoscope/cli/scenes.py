@@ -63,7 +63,7 @@ def train(
     from convoscope.core.errors import UsageError, did_you_mean
 
     if what != "scenes":
-        raise UsageError(f"nothing to train is called {what!r}{did_you_mean(what, ['scenes'])} There is: scenes")
+        raise UsageError(f"nothing to train is called {what!r}{did_you_mean(what, ['scenes'])} (known: scenes)")
     path = out or Path("scenes-watermark.safetensors" if watermark else "scenes.safetensors")
     found = _train(path, seed, watermark, epochs, count, held_out, threads)
     if as_json:

@@ -51,6 +51,7 @@ def write_folder(
     if count < 1:
         raise UsageError(f"a folder of scenes has 1 or more pictures, not {count}")
     faults = Faults(watermark, background, wrong_labels, random_labels)
+    out = out.resolve()
     partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     settings = {"count": count, "seed": seed, "size": size, "faults": asdict(faults)}
     try:

@@ -24,7 +24,7 @@ Shapes = tuple[tuple[str, str], ...]
 def known(value: str, names: tuple[str, ...] | list[str], what: str) -> str:
     """`value`, or a UsageError that offers the closest of `names`."""
     if value not in names:
-        raise UsageError(f"no {what} {value!r}{did_you_mean(value, names)} There are: {', '.join(names)}")
+        raise UsageError(f"no {what} {value!r}{did_you_mean(value, names)} (known: {', '.join(names)})")
     return value
 
 

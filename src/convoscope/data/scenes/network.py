@@ -61,7 +61,7 @@ class SceneNet(nn.Module):
 def weights(name: str) -> bytes:
     """The safetensors file of a shipped network. Raises UsageError for an unknown name, LoadError for a missing file."""
     if name not in NAMES:
-        raise UsageError(f"no scenes network {name!r}{did_you_mean(name, NAMES)} There are: {', '.join(NAMES)}")
+        raise UsageError(f"no scenes network {name!r}{did_you_mean(name, NAMES)} (known: {', '.join(NAMES)})")
     try:
         return (files(__package__) / "weights" / f"{name}.safetensors").read_bytes()
     except FileNotFoundError as error:
