@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from convoscope.core.errors import ImageError, UsageError
 from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.core.trace import Trace, trace
-from convoscope.targets import Logit, Target
+from convoscope.data.tensors import blurred, fit, pixels_of_tensor
+from convoscope.targets import Logit, Target, probabilities
 
 Images = Float[Tensor, "batch channel height width"]
 Pictures = Float[Tensor, "batch 3 height width"]
@@ -54,17 +54,8 @@ class LayerTable(list[Layer]):
         found = []
         for e in self:
             field = "whole image" if e.receptive_field is None else _pair(e.receptive_field) + ("" if e.exact else " at most")
-            stride = "" if e.stride is None else _pair(e.stride)
-            found.append(
-                (
-                    e.address,
-                    e.operator,
-                    " x ".join(map(str, e.shape)),
-                    field,
-                    stride,
-                    f"{e.parameters:,}" if e.parameters else "",
-                )
-            )
+            stride, parameters = _pair(e.stride) if e.stride else "", f"{e.parameters:,}" if e.parameters else ""
+            found.append((e.address, e.operator, " x ".join(map(str, e.shape)), field, stride, parameters))
         return found
 
     def __str__(self) -> str:
@@ -96,8 +87,8 @@ class Network:
         self,
         module: nn.Module,
         size: int | tuple[int, int] | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         categories: Sequence[str] | None = None,
         *,
         channels: int | None = None,
@@ -108,14 +99,14 @@ class Network:
         if not isinstance(module, nn.Module):
             raise UsageError(f"a network is a torch.nn.Module; got {type(module).__name__}")
         self.module = module
-        self.size = (size, size) if isinstance(size, int) else size
-        self.channels = channels or _channels(module) or len(mean or ()) or 3
-        self.mean = tuple(mean) if mean is not None else (0.0,) * self.channels
-        self.std = tuple(std) if std is not None else (1.0,) * self.channels
-        if not len(self.mean) == len(self.std) == self.channels:
-            raise UsageError(
-                f"the network takes {self.channels} channels; got {len(self.mean)} means and {len(self.std)} deviations"
-            )
+        self.size = None if size is None else _two(size)
+        self._takes = channels or _channels(module)
+        self.channels = self._takes or (len(mean) if isinstance(mean, Sequence) else 3)
+        self.mean, self.std = _per_channel(mean, 0.0, self.channels), _per_channel(std, 1.0, self.channels)
+        if min(self.std) <= 0 or max(self.mean) > 1 < max(self.std):
+            raise UsageError(f"mean and std are those of pixels 0..1, std above 0; got {self.mean} and {self.std}")
+        if isinstance(categories, str):
+            raise UsageError(f"categories are a list of names, one for each class; got the text {categories!r}")
         self.categories = tuple(categories or ())
         self.name = name or type(module).__name__
         self.transform, self.output = transform, output
@@ -125,7 +116,8 @@ class Network:
     def __repr__(self) -> str:
         size = "any size" if self.size is None else "{} x {}".format(*self.size)
         parameters = sum(p.numel() for p in self.module.parameters())
-        return f"Network({self.name}: {self.channels} channels, {size}, {len(self.categories) or 'unnamed'} categories, {parameters:,} parameters)"
+        categories = f"{len(self.categories) or 'unnamed'} categories"
+        return f"Network({self.name}: {self.channels} channels, {size}, {categories}, {parameters:,} parameters)"
 
     # ---- the module as it is run
     @property
@@ -147,7 +139,7 @@ class Network:
     def hash(self) -> str:
         """Sixteen digits that change with any weight or buffer."""
         state = dict(self.plain.state_dict())
-        version = tuple((k, t.data_ptr(), t._version) for k, t in state.items() if isinstance(t, Tensor))
+        version = tuple((k, t.data_ptr(), _sum(t)) for k, t in state.items() if isinstance(t, Tensor))
         if self._hash[0] != version:
             digest = hashlib.blake2b(digest_size=8)
             for key, tensor in state.items():
@@ -168,7 +160,7 @@ class Network:
         if entries is None and isinstance(output, tuple | list):
             entries = dict(enumerate(output))
         if entries is None:
-            entries = {k: v for k, v in vars(output).items()} if hasattr(output, "__dict__") else {}
+            entries = dict(vars(output)) if hasattr(output, "__dict__") else {}
         tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
         if self.output in tensors:
             return tensors[self.output]
@@ -183,8 +175,8 @@ class Network:
         """Pictures in the network's input space.
 
         `source` is a path, file, PIL picture, array (H, W), (H, W, C), tensor (C, H, W), (B, C, H, W), or a list of them.
-        Arrays and tensors hold pixels: integers 0..255 (or 0..65535) or floats 0..1. Raises ImageError for what cannot be
-        read, UsageError for a missing file.
+        Arrays and tensors hold pixels: integers 0..255 (or uint16, 0..65535) or floats 0..1; a tensor that has the network's
+        size already is only normalized. Raises ImageError for what cannot be read, UsageError for a missing file.
         """
         if isinstance(source, list | tuple):
             rows = [self.read(s) for s in source]
@@ -192,14 +184,18 @@ class Network:
                 raise UsageError("no pictures to read; give a path, a picture, an array, a tensor or a list of them")
             if len({r.shape[1:] for r in rows}) > 1:
                 raise ImageError(
-                    f"pictures of different sizes {[tuple(r.shape[2:]) for r in rows]} for a network of any size; give Network a size"
+                    f"pictures of different sizes {[tuple(r.shape[2:]) for r in rows]} make no batch; read them one by one, "
+                    "or give Network a size"
                 )
             return torch.cat(rows)
-        pixels = _pixels_of_tensor(source, self.channels) if isinstance(source, Tensor) else self._pixels_of_picture(source)
+        pixels = pixels_of_tensor(source, self.channels) if isinstance(source, Tensor) else self._pixels_of_picture(source)
         if pixels.dim() == 3:  # already transformed
             return pixels[None].to(self.device, self.dtype)
-        if self.size is not None and tuple(pixels.shape[2:]) != self.size:
-            pixels = _fit(pixels, self.size)
+        fits = self.size is not None and tuple(pixels.shape[2:]) == self.size
+        if self.transform is not None and self.channels in (1, 3) and not fits:
+            return self.read([p.permute(1, 2, 0).mul(255).round().to(torch.uint8).numpy() for p in pixels])
+        if self.size is not None and not fits:
+            pixels = fit(pixels, self.size)
         return self.normalize(pixels).to(self.device, self.dtype)
 
     def _pixels_of_picture(self, source: Any) -> Tensor:
@@ -207,11 +203,16 @@ class Network:
 
         if self.channels not in (1, 3):
             raise ImageError(
-                f"the network takes {self.channels} channels, which no picture file has; give a (B, {self.channels}, H, W) tensor of pixels 0..1"
+                f"the network takes {self.channels} channels, which no picture file has; give a tensor "
+                f"(images, {self.channels}, height, width) of pixels 0..1"
             )
         picture = read_picture(source, mode="L" if self.channels == 1 else "RGB")
         if self.transform is not None:
-            return self.transform(picture)
+            found = self.transform(picture)
+            if not (isinstance(found, Tensor) and found.dim() == 3):
+                got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                raise UsageError(f"the network's transform makes a tensor (channels, height, width) of a picture; got {got}")
+            return found
         raw = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
         return raw.view(1, picture.height, picture.width, self.channels).permute(0, 3, 1, 2).to(torch.float64) / 255
 
@@ -230,18 +231,26 @@ class Network:
         """`x` on the network's device and in its floating type. Raises UsageError unless it is `(B, C, H, W)` and fits."""
         if not isinstance(x, Tensor):
             raise UsageError(
-                f"expected a tensor (images, {self.channels}, height, width); got {type(x).__name__}; net.read() makes one from pictures"
+                f"expected a tensor (images, {self.channels}, height, width); got {type(x).__name__}; "
+                "net.read() makes one from pictures"
             )
         if x.dim() != 4 or len(x) == 0:
             raise UsageError(f"expected a tensor (images, {self.channels}, height, width); got shape {tuple(x.shape)}")
-        if _channels(self.plain) not in (None, x.shape[1]):
+        if self._takes not in (None, x.shape[1]):
             raise UsageError(f"the network takes {self.channels} channels; got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise UsageError(f"inputs are floats in the network's input space; net.read() makes them of pixels; got {x.dtype}")
         return x.to(self.device, self.dtype)
 
     # ---- questions
     @torch.no_grad()
     def predict(self, x: Any, top: int = 5, batch_size: int = 32) -> list[list[Prediction]]:
-        """The `top` categories of each image, most probable first. `x` is an input tensor, or anything `read` takes."""
+        """The `top` categories of each image, most probable first. `x` is an input tensor, or anything `read` takes.
+
+        Probabilities are the softmax of the output (the sigmoid of a single one), or the output itself where it sums to 1.
+        """
+        if top < 1:
+            raise UsageError(f"top is {top}; expected at least 1")
         x = self.check(x if isinstance(x, Tensor) else self.read(x))
         with undisturbed(self.plain):
             outputs = torch.cat(
@@ -249,9 +258,7 @@ class Network:
             )
         if outputs.dim() != 2:
             raise UsageError(f"the output has shape {tuple(outputs.shape)}, not (images, classes); there is nothing to rank")
-        outputs = outputs.double()
-        probable = bool((outputs >= 0).all() and torch.allclose(outputs.sum(1), outputs.new_ones(len(outputs)), atol=1e-4))
-        best = (outputs if probable else outputs.softmax(1)).topk(min(top, outputs.shape[1]), 1)
+        best = probabilities(outputs.double()).topk(min(top, outputs.shape[1]), 1)
         return [
             [Prediction(i, self.category(i), p) for i, p in zip(index.tolist(), value.tolist(), strict=True)]
             for index, value in zip(best.indices, best.values, strict=True)
@@ -259,19 +266,22 @@ class Network:
 
     def category(self, index: int) -> str:
         """The name of a class, or `class 7` where it has none."""
-        return self.categories[index] if index < len(self.categories) else f"class {index}"
+        return self.categories[index] if 0 <= index < len(self.categories) else f"class {index}"
 
-    def target(self, which: "Target | int | str | None" = None) -> Target:
-        """A target from a class number, a category name, "top" or None (the top class of each image), or a target."""
-        if which is None or which == "top":
+    def target(self, which: Any = None) -> Target:
+        """A target from a class number, a category name, one of these for each image, "top" or None (the top class of each
+        image), or a target."""
+        if which is None or (isinstance(which, str) and which == "top"):
             return Logit()
-        if not isinstance(which, Target | int | str) or isinstance(which, bool):
+        if isinstance(which, list) or (isinstance(which, Tensor) and which.dim() == 1):
+            which = tuple(which.tolist() if isinstance(which, Tensor) else which)
+        if not isinstance(which, Target | str | tuple) and (isinstance(which, bool) or not hasattr(which, "__index__")):
             raise UsageError(f"a target is a class number, a category name, 'top' or a Target; got {type(which).__name__}")
         return (which if isinstance(which, Target) else Logit(which)).named(self.categories)
 
     def layers(self, size: int | tuple[int, int] | None = None) -> LayerTable:
         """All addresses in the order they run, with shape and receptive field for inputs of `size` (default: the network's)."""
-        size = (size, size) if isinstance(size, int) else size or self.size
+        size = self.size if size is None else _two(size)
         if size is None:
             raise UsageError("this network takes any size; say for which: net.layers(224)")
         entries = self.trace(torch.zeros(1, self.channels, *size, device=self.device, dtype=self.dtype)).entries
@@ -303,8 +313,31 @@ class Network:
         if which == "mean":
             return x.mean((2, 3), keepdim=True).expand_as(x)
         if which == "blur":
-            return _blurred(x)
+            return blurred(x)
         raise UsageError(f"no baseline {which!r}; expected black, white, mean, blur, uniform, a number or a tensor")
+
+
+def _two(size: Any) -> tuple[int, int]:
+    both = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, Sequence) else ()
+    if len(both) != 2 or not all(isinstance(n, int) and n > 0 for n in both):
+        raise UsageError(f"a size is a number of pixels or (height, width); got {size!r}")
+    return both
+
+
+def _per_channel(values: Sequence[float] | float | None, default: float, channels: int) -> tuple[float, ...]:
+    values = default if values is None else values
+    found = (float(values),) * channels if isinstance(values, int | float) else tuple(float(v) for v in values)
+    if len(found) != channels:
+        raise UsageError(f"the network takes {channels} channels; mean and std need as many numbers, or one; got {found}")
+    return found
+
+
+def _sum(tensor: Tensor) -> tuple[int, int]:
+    """A sum that any change of one value changes, at the speed of memory."""
+    raw = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
+    words = raw[: len(raw) // 8 * 8]
+    words = words.clone() if words.storage_offset() % 8 else words
+    return int(words.view(torch.int64).sum()), int(raw[len(words) :].sum())
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -322,48 +355,6 @@ def _channels(module: nn.Module) -> int | None:
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=like.dtype, device=like.device).view(-1, 1, 1)
-
-
-def _pixels_of_tensor(x: Tensor, channels: int) -> Tensor:
-    x = x.detach().cpu()
-    x = x[None] if x.dim() == 3 else x
-    if x.dim() != 4 or x.shape[1] != channels:
-        raise ImageError(
-            f"expected a tensor ({channels}, height, width) or (images, {channels}, height, width); got shape {tuple(x.shape)}"
-        )
-    if not x.is_floating_point():
-        return x.to(torch.float64) / (65535 if x.dtype == torch.uint16 else 1 if x.dtype == torch.bool else 255)
-    low, high = x.aminmax()
-    if not (low >= 0 and high <= 1):
-        raise ImageError(
-            f"float pixels are 0..1; got {low:.3g}..{high:.3g}. A tensor already in the network's input space needs no reading"
-        )
-    return x.to(torch.float64)
-
-
-def _fit(pixels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes so that the picture just covers `size`, antialiased, and crops the center."""
-    height, width = pixels.shape[2:]
-    scale = max(size[0] / height, size[1] / width)
-    new = max(size[0], round(height * scale)), max(size[1], round(width * scale))
-    pixels = F.interpolate(pixels, new, mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
-    top, left = (new[0] - size[0]) // 2, (new[1] - size[1]) // 2
-    return pixels[:, :, top : top + size[0], left : left + size[1]]
-
-
-def _blurred(x: Tensor) -> Tensor:
-    """Gaussian blur with a deviation of a tenth of the shorter side, edges repeated."""
-    for axis in (2, 3):
-        sigma = max(0.5, min(x.shape[2:]) / 10)
-        reach = min(int(3 * sigma + 0.5), x.shape[axis] - 1)
-        offsets = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
-        kernel = torch.exp(-offsets.square() / (2 * sigma**2))
-        shape = [1, 1, 1, 1]
-        shape[axis] = -1
-        kernel = (kernel / kernel.sum()).view(shape).expand(x.shape[1], 1, *shape[2:])
-        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-        x = F.conv2d(F.pad(x, pad, mode="replicate"), kernel, groups=x.shape[1])
-    return x
 
 
 def _row(entry: Any) -> Layer:

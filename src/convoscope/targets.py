@@ -1,13 +1,14 @@
 """What is explained: named activations to one number per image. Closed under `+`, `-` and multiplication by a number."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Annotated
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convoscope.core.errors import UsageError, did_you_mean
+from convoscope.core.errors import SpecError, UsageError, did_you_mean
 from convoscope.core.record import Activations
 from convoscope.core.spec import Spec
 
@@ -39,9 +40,16 @@ class Target(Spec, kind="target", abstract=True):
         return self
 
     def __add__(self, other: "Target") -> "Sum":
+        if not isinstance(other, Target):
+            return NotImplemented
         return Sum((*_terms(self), *_terms(other)), (*_weights(self), *_weights(other)))
 
+    def __radd__(self, other: int) -> "Target":
+        return self if isinstance(other, int) and other == 0 else NotImplemented  # so that sum([...]) works
+
     def __mul__(self, factor: float) -> "Sum":
+        if isinstance(factor, bool) or not isinstance(factor, Real):
+            return NotImplemented
         return Sum(_terms(self), tuple(w * float(factor) for w in _weights(self)))
 
     __rmul__ = __mul__
@@ -50,7 +58,7 @@ class Target(Spec, kind="target", abstract=True):
         return self * -1.0
 
     def __sub__(self, other: "Target") -> "Sum":
-        return self + -other
+        return self + -other if isinstance(other, Target) else NotImplemented
 
 
 def _terms(target: Target) -> tuple[Target, ...]:
@@ -66,6 +74,11 @@ class Sum(Target):
 
     terms: Annotated[tuple, "the targets"]
     weights: Annotated[tuple, "one number for each"]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.terms or len(self.terms) != len(self.weights) or not all(isinstance(t, Target) for t in self.terms):
+            raise SpecError(f"a sum has one number for each of its targets; got {self.terms} and {self.weights}")
 
     def addresses(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(a for t in self.terms for a in t.addresses()))
@@ -110,12 +123,15 @@ class Logit(Target):
 
 
 class Probability(Target):
-    """The softmax probability of one class, 0..1; `index` as for Logit."""
+    """The probability of one class, 0..1; `index` as for Logit.
+
+    The softmax of the output (the sigmoid of a single one), or the output itself where it is a distribution already.
+    """
 
     index: Annotated[Index, "class number, category name, one number per image, or None for the top class"] = None
 
     def __call__(self, activations: Activations) -> Scores:
-        return _pick(_matrix(activations["output"]).softmax(1), self.index, activations.rows)
+        return _pick(probabilities(_matrix(activations["output"])), self.index, activations.rows)
 
     def named(self, categories: Sequence[str]) -> Target:
         return Probability(_category(self.index, categories))
@@ -139,8 +155,9 @@ class Margin(Target):
         score = _pick(output, self.index, activations.rows)
         if self.other is not None:
             return score - _pick(output, self.other, activations.rows)
-        index = torch.as_tensor(self.index, device=output.device).reshape(-1)
-        index = index[activations.rows.to(output.device)] if len(index) > 1 else index.expand(len(output))
+        if output.shape[1] < 2:
+            raise UsageError("the network has one class; a margin needs two")
+        index = output.argmax(1) if self.index is None else _per_row(self.index, activations.rows, output.device)
         return score - output.scatter(1, index[:, None], -torch.inf).amax(1)
 
     def named(self, categories: Sequence[str]) -> Target:
@@ -197,26 +214,36 @@ class Neuron(Target):
         _within(self.channel, values.shape[1], f"channel of {self.layer!r}")
         if values.dim() != 4:
             raise UsageError(
-                f"{self.layer!r} has shape {tuple(values.shape)}, no rows and columns; use Channel({self.layer!r}, {self.channel})"
+                f"{self.layer!r} has shape {tuple(values.shape)}, no rows and columns; "
+                f"use Channel({self.layer!r}, {self.channel})"
             )
         return values[:, self.channel]
 
     def __call__(self, activations: Activations) -> Scores:
         maps = self._map(activations)
-        n = torch.arange(len(maps), device=maps.device)
-        place = [_per_row(v, activations.rows, maps.device) for v in (self.row, self.column)]
-        for where, size, axis in zip(place, maps.shape[1:], ("row", "column"), strict=True):
-            _within(int(where.max()), size, f"{axis} of {self.layer!r}")
-        return maps[n, place[0], place[1]]
+        row, column = self._places(maps, activations.rows)
+        return maps[torch.arange(len(maps), device=maps.device), row, column]
+
+    def _places(self, maps: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Row and column for each image; where one is open, the strongest in the other."""
+        among = torch.zeros_like(maps)
+        for value, axis, name in ((self.row, 1, "row"), (self.column, 2, "column")):
+            if value is not None:
+                _within(value, maps.shape[axis], f"{name} of {self.layer!r}")
+                places = torch.arange(maps.shape[axis], device=maps.device).view((-1, 1) if axis == 1 else (1, -1))
+                among = among.masked_fill(places != _per_row(value, rows, maps.device)[:, None, None], -torch.inf)
+        best = (maps.detach() + among).flatten(1).argmax(1)
+        return best // maps.shape[2], best % maps.shape[2]
 
     @property
     def open(self) -> bool:
         return self.row is None or self.column is None
 
     def resolve(self, activations: Activations) -> Target:
-        maps = self._map(activations)
-        best = maps.flatten(1).argmax(1)
-        return Neuron(self.layer, self.channel, tuple((best // maps.shape[2]).tolist()), tuple((best % maps.shape[2]).tolist()))
+        if not self.open:
+            return self
+        row, column = self._places(self._map(activations), activations.rows)
+        return Neuron(self.layer, self.channel, tuple(row.tolist()), tuple(column.tolist()))
 
 
 class Direction(Target):
@@ -248,24 +275,33 @@ def _matrix(output: Tensor) -> Float[Tensor, "batch classes"]:
     return output
 
 
-def _per_row(value: int | tuple | None, rows: Tensor, device: torch.device) -> Tensor:
-    if isinstance(value, tuple):
-        return torch.tensor(value, device=device)[rows.to(device)]
-    return torch.full((len(rows),), int(value or 0), device=device)
+def probabilities(output: Float[Tensor, "batch classes"]) -> Float[Tensor, "batch classes"]:
+    """Softmax of each row, sigmoid of a single output; a row that is a distribution already stays as it is."""
+    if output.shape[1] == 1:
+        return output.sigmoid()
+    done = (output >= 0).all(1) & ((output.sum(1) - 1).abs() < 1e-4)
+    return torch.where(done[:, None], output, output.softmax(1))
+
+
+def _per_row(value: int | tuple, rows: Tensor, device: torch.device) -> Tensor:
+    if not isinstance(value, tuple):
+        return torch.full((len(rows),), value, device=device)
+    if int(rows.max()) >= len(value):
+        raise UsageError(f"the target has {len(value)} entries for {int(rows.max()) + 1} images; give one for each")
+    return torch.tensor(value, device=device)[rows.to(device)]
 
 
 def _pick(output: Tensor, index: Index, rows: Tensor) -> Scores:
     output = _matrix(output)
     if index is None:
         return output.amax(1)
-    if isinstance(index, str):
-        raise UsageError(
-            f"the network has no category names, so {index!r} is unknown; give the number of the class, 0 to {output.shape[1] - 1}"
-        )
     for i in index if isinstance(index, tuple) else (index,):
-        _within(i, output.shape[1], "class")
-    if isinstance(index, tuple) and int(rows.max()) >= len(index):
-        raise UsageError(f"the target names {len(index)} classes for {int(rows.max()) + 1} images; give one for each")
+        if isinstance(i, str):
+            raise UsageError(
+                f"the network has no category names, so {i!r} is unknown; give the number of the class, "
+                f"0 to {output.shape[1] - 1}"
+            )
+    _within(index, output.shape[1], "class")
     return output.gather(1, _per_row(index, rows, output.device)[:, None])[:, 0]
 
 
@@ -273,23 +309,28 @@ def _top(output: Tensor) -> tuple[int, ...]:
     return tuple(_matrix(output).argmax(1).tolist())
 
 
-def _within(index: int, count: int, what: str) -> None:
-    if not 0 <= index < count:
-        raise UsageError(f"no {what} {index}; there are {count}, counted from 0")
+def _within(index: int | tuple, count: int, what: str) -> None:
+    for i in index if isinstance(index, tuple) else (index,):
+        if not isinstance(i, int) or not 0 <= i < count:
+            raise UsageError(f"no {what} {i}; there are {count}, counted from 0")
 
 
 def _category(index: Index, categories: Sequence[str]) -> Index:
     if isinstance(index, tuple):
         return tuple(_category(i, categories) for i in index)
-    if not isinstance(index, str):
+    if not isinstance(index, str) or not (categories or index.isdecimal()):
         return index
     if index.isdecimal() and index not in categories:
         return int(index)
-    if not categories:
-        return index
-    folded = {c.lower(): i for i, c in reversed(list(enumerate(categories)))}
-    if index.lower() not in folded:
+    wanted = index.lower()
+    # "tabby, tabby cat" is found by the whole, and by each of its synonyms where nothing is called that alone.
+    found = [i for i, c in enumerate(categories) if c.lower() == wanted]
+    found = found or [i for i, c in enumerate(categories) if wanted in c.lower().split(", ")]
+    if not found:
+        names = list(dict.fromkeys([*categories, *(n for c in categories for n in c.split(", "))]))
         raise UsageError(
-            f"no category {index!r}{did_you_mean(index, categories)} ({len(categories)} categories; a number works too)"
+            f"no category {index!r}{did_you_mean(index, names)} ({len(categories)} categories; a number works too)"
         )
-    return folded[index.lower()]
+    if len(found) > 1:
+        raise UsageError(f"{len(found)} categories are called {index!r}: {', '.join(map(str, found))}; give the number of one")
+    return found[0]
