@@ -241,6 +241,7 @@ class Rewriter:
         self.matched: list[str] = []
         self.plain: list[str] = []
         self._linear = WeakTensorKeyDictionary()  # value of a linear call -> (the call, version of the value)
+        self._seen = WeakTensorKeyDictionary()
         self._values = WeakTensorKeyDictionary()  # value of a redirected call -> what is kept of it
         self._kept: dict[int, list[weakref.ref[_Kept]]] = {}
 
@@ -249,10 +250,20 @@ class Rewriter:
         call = Call(name, address, func, args, kwargs)
         if call.inplace:
             self._protect(args[0], name)
-        carriers = {id(t): t for t in tensors_in(args, kwargs) if t.requires_grad}
-        self._read(carriers.values())
-        if not carriers:
-            return call.native()
+        carriers = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        self._require_seen(carriers, name, address)
+        output = self._applied(call, carriers) if carriers else call.native()
+        self.saw(output, args, kwargs)
+        return output
+
+    def saw(self, *values: Any) -> None:
+        """Tensors that came out of operators that were seen; any other that carries a gradient came from a hidden one."""
+        for tensor in tensors_in(*values):
+            if tensor.requires_grad:
+                self._seen[tensor] = True
+
+    def _applied(self, call: Call, carriers: list[Tensor]) -> Any:
+        name, address, func, args, kwargs = call.name, call.address, call.func, call.args, call.kwargs
         call = self._fused(call)
         rule = self.table.rule_for(call.name, call.address)
         if rule is None:
@@ -301,8 +312,13 @@ class Rewriter:
         self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(kept))
         return kept
 
-    def _read(self, tensors: Iterable[Tensor]) -> None:
-        for tensor in tensors:
+    def _require_seen(self, carriers: Iterable[Tensor], name: str, address: str) -> None:
+        for tensor in carriers:
+            if tensor not in self._seen:
+                raise UnsupportedError(
+                    f"what {name!r} at {address!r} receives comes from an operator that cannot be seen (TorchScript, a custom "
+                    "autograd.Function, checkpointing); rules would miss it. Gradient and integrated-gradients work"
+                )
             if tensor in self._values:
                 self._values[tensor].read = True
 

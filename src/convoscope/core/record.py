@@ -1,11 +1,13 @@
 """Naming, capturing and editing every tensor a network makes.
 
 An address is the path of a module (`layer4`, `layer1.0.conv1`) or of an operator called in one (`layer1.0.add`); a second
-call of either is `layer1.0.relu_1`. `input` and `output` are the network's own. What is handed back to the network is a
+call of either is `layer1.0.relu_1`, and an operator whose name a module has is `layer1.0.relu()`. The parts of a tuple or
+mapping are `chunk.0`, `backbone.out`. `input` and `output` are the network's own. What is handed back to the network is a
 clone, so that nothing it does in place reaches what was captured.
 """
 
 import contextlib
+import copy
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -45,9 +47,9 @@ def canonical(module: nn.Module, address: str) -> str:
     """The address under which a shared module is recorded, for any of its names."""
     try:
         found = module.get_submodule(address)
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # RuntimeError: TorchScript has no get_submodule
         return address
-    return next(name for name, m in module.named_modules() if m is found)
+    return next((name for name, m in module.named_modules() if m is found), address)
 
 
 def record(
@@ -68,7 +70,6 @@ def record(
     that the pass did not reach.
     """
     run = _Recording(module, capture, edits or {}, graph, rewriter, observer)
-    output: Any = None
     x = run.start(x)
     if run.done:
         return run.activations
@@ -76,9 +77,8 @@ def record(
         try:
             output = module(x)
         except _Stop:
-            pass
-        else:
-            run.finish(head(output) if head else output)
+            return run.activations
+    run.finish(head(output) if head else output)
     return run.activations
 
 
@@ -88,36 +88,40 @@ class _Recording(TorchFunctionMode):
         rewriter: Rewriter | None, observer: Observer | None,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.root = module
-        self.names = {m: n for n, m in module.named_modules()}
-        self.wanted = {canonical(module, a): a for a in (*capture, *graph)}
+        self.root, self.names = module, {m: n for n, m in module.named_modules()}
+        self.wanted: dict[str, list[str]] = {}  # where it is recorded -> the names it was asked by
+        for asked in dict.fromkeys((*capture, *graph)):
+            self.wanted.setdefault(canonical(module, asked), []).append(asked)
         self.edits = {canonical(module, a): e for a, e in edits.items()}
         self.graph = {canonical(module, a) for a in graph}
+        self.open = {*self.wanted, *self.edits}
         self.rewriter, self.observer = rewriter, observer
         self.activations = Activations()
-        self.paths: list[tuple[str, str]] = []  # (module path, address) of the modules being called
-        self.leaf = 0
-        self.calls: dict[str, int] = {}
+        self.calls: list[tuple[str, str, list[tuple[Tensor, int]]]] = []  # path, address, inputs of modules being called
+        self.leaf, self.paused, self.thread = 0, False, threading.get_ident()
+        self.counts: dict[str, int] = {}
         self.seen: list[str] = []
-        self.thread = threading.get_ident()
-        self.modules = set(self.names.values())
-        self.operators = (
-            rewriter is not None
-            or observer is not None
-            or not {*self.wanted, *self.edits} <= {*self.modules, "input", "output"}
-        )
+        self.modules = set(self.names.values()) - {""}
+        named = {*self.modules, "input", "output"}
+        self.operators = rewriter is not None or observer is not None or not self.open <= named
+
+    @property
+    def done(self) -> bool:
+        return bool(self.wanted) and self.observer is None and not self.open
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        hooked = {m: n for m, n in self.names.items() if n and (self.operators or n in self.wanted or n in self.edits)}
+        hooked = [m for m, n in self.names.items() if n and (self.operators or n in self.open)]
+        for module in [self.root, *hooked] if self.operators else hooked:
+            if SCRIPTED in {c.__name__ for c in type(module).__mro__}:
+                raise UnsupportedError(
+                    f"{self.names[module] or 'the network'} is TorchScript, which hides its operators; pass the nn.Module it was "
+                    "made from"
+                )
         with contextlib.ExitStack() as stack:
             for module in hooked:
-                if SCRIPTED in {c.__name__ for c in type(module).__mro__}:
-                    raise UnsupportedError(
-                        f"{self.names[module]!r} is TorchScript, which hides its operators; pass the nn.Module it was made from"
-                    )
-                stack.callback(module.register_forward_pre_hook(self._enter).remove)
-                stack.callback(module.register_forward_hook(self._leave).remove)
+                stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
+                stack.callback(module.register_forward_hook(self._leave, with_kwargs=True).remove)
             if self.operators:
                 stack.enter_context(self)
             yield
@@ -128,101 +132,134 @@ class _Recording(TorchFunctionMode):
         if "input" in self.graph and not x.requires_grad:
             x = x.detach().requires_grad_()
         if "input" in self.wanted:
-            self.activations["input"] = x
-        return x if self.observer is not None else x.clone()  # the network may overwrite its input
+            self._store("input", x)
+        self.open.discard("input")
+        if self.observer is None:
+            x = x.clone()  # the network may overwrite its input
+        if self.rewriter is not None:
+            self.rewriter.saw(x)
+        return x
 
     def finish(self, output: Any) -> None:
+        if "output" in self.edits:
+            output = self.edits["output"](output)
         if "output" in self.wanted:
-            self.activations["output"] = output
-        missing = [asked for found, asked in self.wanted.items() if asked not in self.activations]
-        if missing:
-            known = [*self.seen, *self.modules]
-            state = "was not called in this pass" if canonical(self.root, missing[0]) in self.modules else "does not exist"
-            raise AddressError(f"layer {missing[0]!r} {state}{did_you_mean(missing[0], known)} (net.layers() lists them all)")
+            self._store("output", output)
+        self.open.discard("output")
+        if self.open:
+            missing = next(a for found in sorted(self.open) for a in self.wanted.get(found, [found]))
+            state = "was not called in this pass" if canonical(self.root, missing) in self.modules else "does not exist"
+            hint = did_you_mean(missing, [*self.seen, *self.modules])
+            raise AddressError(f"layer {missing!r} {state}{hint} (net.layers() lists them all)")
 
-    @property
-    def done(self) -> bool:
-        return bool(self.wanted) and self.observer is None and len(self.activations) == len(self.wanted)
+    def _store(self, address: str, tensor: Tensor) -> None:
+        self.activations.update(dict.fromkeys(self.wanted[address], tensor))
 
     # ---- modules
-    def _enter(self, module: nn.Module, args: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if threading.get_ident() != self.thread:
             return
         path = self.names[module]
-        self.paths.append((path, self._address(path, operator=False)))
+        address = self._address(path, self._next("module", path))
+        self.calls.append((path, address, _versions(args, kwargs) if address in self.open else []))
         self.leaf += _is_leaf(module)
 
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if threading.get_ident() != self.thread:
             return None
         self.leaf -= _is_leaf(module)
-        _, address = self.paths.pop()
-        inplace = any(output is t for t in tensors_in(args)) and _is_leaf(module)
-        return self._named(address, type(module).__name__, module, output, inplace)
+        _, address, before = self.calls.pop()
+        self.paused = True  # what is done here is not the network's doing
+        try:
+            return self._named(address, type(module).__name__, module, output, before)
+        finally:
+            self.paused = False
 
     # ---- operators
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
         name = operator_name(func)
-        path, address = self.paths[-1] if self.paths else ("", "")
+        path, address, _ = self.calls[-1] if self.calls else ("", "", [])
+        base = f"{path}.{name}" if path else name
+        if base in self.modules:
+            base += "()"
         if not self.leaf:
-            address = self._address(f"{path}.{name}" if path else name, operator=True, count=False)
+            address = self._address(base, self.counts.get(base, 0))
+        before = _versions(args, kwargs) if address in self.open else []
         if self.rewriter is not None and torch.is_grad_enabled() and next(tensors_in(args, kwargs), None) is not None:
             output = self.rewriter.apply(name, address, func, args, kwargs)
         else:
             output = func(*args, **kwargs)
-        if not isinstance(output, Tensor) and not (
-            isinstance(output, tuple | list) and any(isinstance(t, Tensor) for t in output)
-        ):
-            return output
-        if self.observer is not None:
+        silent = next(tensors_in(output), None) is None
+        if self.observer is not None and (not silent or name == "setitem"):
             self.observer.operator(name, args, kwargs, output)
-        if self.leaf:
+        if self.leaf or silent:
             return output
-        self._address(f"{path}.{name}" if path else name, operator=True)
-        return self._named(address, name, None, output, any(output is t for t in tensors_in(args)))
+        self._next("operator", base)
+        return self._named(address, name, None, output, before)
 
     # ---- both
-    def _address(self, base: str, *, operator: bool, count: bool = True) -> str:
-        calls = self.calls.get(base, 0)
-        if operator and base in self.modules:
-            calls = max(calls, 1)
-        if count:
-            self.calls[base] = calls + 1
-        return f"{base}_{calls}" if calls else base
+    def _next(self, kind: str, base: str) -> int:
+        key = base if kind == "operator" else f"{base} {kind}"
+        self.counts[key] = self.counts.get(key, 0) + 1
+        return self.counts[key] - 1
 
-    def _named(self, address: str, operator: str, module: nn.Module | None, output: Any, inplace: bool) -> Any:
+    def _address(self, base: str, earlier: int) -> str:
+        """The name of a call after that many earlier ones, without the names of modules."""
+        name, taken = (f"{base}_{earlier}" if earlier else base), earlier
+        while taken and name in self.modules:
+            taken += 1
+            name = f"{base}_{taken}"
+        return name
+
+    def _named(self, address: str, operator: str, module: nn.Module | None, output: Any, before: Any) -> Any:
         if isinstance(output, Tensor):
-            return self._keep(address, operator, module, output, inplace)
-        if type(output) in (tuple, list):
-            return type(output)(self._named(f"{address}.{i}", operator, module, v, False) for i, v in enumerate(output))
-        if type(output) is dict:
-            return {k: self._named(f"{address}.{k}", operator, module, v, False) for k, v in output.items()}
-        return output
+            return self._keep(address, operator, module, output, before)
+        parts = output.items() if isinstance(output, Mapping) else enumerate(output) if isinstance(output, tuple | list) else ()
+        old = dict(parts)
+        names = {k: f"{address}[{k}]" if f"{address}.{k}" in self.modules else f"{address}.{k}" for k in old}
+        new = {k: self._named(names[k], operator, module, v, before) for k, v in old.items()}
+        return output if all(new[k] is v for k, v in old.items()) else _rebuilt(output, new)
 
-    def _keep(self, address: str, operator: str, module: nn.Module | None, output: Tensor, inplace: bool) -> Tensor:
+    def _keep(self, address: str, operator: str, module: nn.Module | None, output: Tensor, before: Any) -> Tensor:
         self.seen.append(address)
         if self.observer is not None:
             self.observer.value(address, operator, module, output)
-        if address not in self.wanted and address not in self.edits:
+        if address not in self.open:
             return output
-        kept = self.edits[address](output) if address in self.edits else output
+        overwritten = any(t is output and t._version > version for t, version in before)
+        kept = handed = self.edits[address](output) if address in self.edits else output
+        self.open.discard(address)
         if address in self.wanted:
-            shared = kept is output and (inplace or output._is_view())
+            shared = kept is output and (output._is_view() or any(t is output for t, _ in before))
             if address in self.graph and not kept.requires_grad:
                 kept = (kept.detach().clone() if shared else kept.detach()).requires_grad_()
             elif shared:
                 kept = kept.clone()
-            self.activations[self.wanted[address]] = kept
+            self._store(address, kept)
             if self.done:
                 raise _Stop
             handed = kept.clone()
-        else:
-            handed = kept
-        if inplace:
-            output.copy_(handed)
-            return output
+        if overwritten:
+            handed = output.copy_(handed)
+        if self.rewriter is not None:
+            self.rewriter.saw(handed)
         return handed
+
+
+def _versions(*values: Any) -> list[tuple[Tensor, int]]:
+    return [(t, t._version) for t in tensors_in(*values) if not t.is_inference()]
+
+
+def _rebuilt(output: Any, parts: dict[Any, Any]) -> Any:
+    if isinstance(output, Mapping):
+        new: Any = copy.copy(output)
+        for key, value in parts.items():
+            new[key] = value
+        return new
+    return type(output)(*parts.values()) if hasattr(output, "_fields") else type(output)(list(parts.values()))
 
 
 def _is_leaf(module: nn.Module) -> bool:

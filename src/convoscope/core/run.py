@@ -40,6 +40,10 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
                         "gradient; build or load the network outside of it"
                     )
                 _take(parameter, "requires_grad", taken)
+            for key in taken:  # all are read before any is set: a compiled module's flag is that of the module inside
+                thing, attribute, before, _ = _held[key]
+                if before:
+                    setattr(thing, attribute, False)
         if "torch._dynamo" in sys.modules and _compiled(module):
             stack.enter_context(_eager())
         yield module
@@ -49,8 +53,6 @@ def _take(thing: Any, attribute: str, taken: list[int]) -> None:
     _, _, before, holders = _held.get(id(thing), (thing, attribute, getattr(thing, attribute), 0))
     _held[id(thing)] = (thing, attribute, before, holders + 1)
     taken.append(id(thing))
-    if holders == 0 and before:
-        setattr(thing, attribute, False)
 
 
 def _release(taken: list[int]) -> None:
