@@ -2,12 +2,15 @@
 
 import base64
 import dataclasses
+import functools
+import hashlib
 import json
 import re
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass
+from numbers import Integral, Real
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, dataclass_transform
 
 import torch
@@ -75,7 +78,7 @@ class Spec:
 
     def __init_subclass__(cls, *, kind: str = "", abstract: bool = False, name: str = "", **rest: Any) -> None:
         super().__init_subclass__(**rest)
-        dataclass(frozen=True, eq=False)(cls)
+        dataclass(frozen=True, eq=False, repr=False)(cls)
         if kind:
             cls.kind = kind
         if abstract:
@@ -89,36 +92,51 @@ class Spec:
 
     def __post_init__(self) -> None:
         for field in fields_of(type(self)):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name), _options(field.type)))
             _check(self, field)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{f.name}={_shown(getattr(self, f.name))}' for f in fields_of(type(self)))})"
 
     def to_dict(self) -> dict[str, Any]:
         """This spec as JSON values; `Spec.from_dict` reads it back, equal."""
-        settings = {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+        settings = {f.name: _encode(getattr(self, f.name)) for f in fields_of(type(self))}
         return {"kind": self.kind, "name": self.name, **settings}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Spec":
         """The spec that `to_dict` described. Raises SpecError for unknown kinds, names and settings."""
+        if not isinstance(data, Mapping) or not {"kind", "name"} <= set(data):
+            raise SpecError(f"a spec is described by a mapping with kind, name and settings; got {data!r:.80}")
         settings = {k: _decode(v) for k, v in data.items() if k not in ("kind", "name")}
         return lookup(data["kind"], data["name"]).make(settings)
 
     @classmethod
     def make(cls, settings: Mapping[str, Any]) -> Self:
-        """An instance from named settings; an unknown one raises SpecError with the closest names."""
+        """An instance from named settings. Raises SpecError for an unknown one, with the closest names, or one that lacks."""
         known = [f.name for f in fields_of(cls)]
         for name in settings:
             if name not in known:
                 hint = did_you_mean(name, known) or f"; it has {', '.join(known) or 'no settings'}"
                 raise SpecError(f"{cls.kind} {cls.name!r} has no setting {name!r}{hint}")
+        lacking = [f.name for f in fields_of(cls) if f.default is MISSING and f.name not in settings]
+        if lacking:
+            raise SpecError(f"{cls.kind} {cls.name!r} needs {', '.join(lacking)}")
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.to_dict() == other.to_dict()  # type: ignore[attr-defined]
+        return type(self) is type(other) and _digest(self) == _digest(other)  # type: ignore[arg-type]
 
     def __hash__(self) -> int:
-        if "_hash" not in self.__dict__:
-            self.__dict__["_hash"] = hash(json.dumps(self.to_dict(), sort_keys=True))
-        return self.__dict__["_hash"]
+        return _digest(self)
+
+
+def _digest(spec: Spec) -> int:
+    """The same in every process, so that specs can be keys of what is sent to others."""
+    if "_digest" not in spec.__dict__:
+        text = json.dumps(spec.to_dict(), sort_keys=True).encode()
+        spec.__dict__["_digest"] = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+    return spec.__dict__["_digest"]
 
 
 def registered(kind: str) -> dict[str, type[Spec]]:
@@ -136,19 +154,26 @@ def lookup(kind: str, name: str) -> type[Spec]:
 
 def fields_of(cls: type[Spec]) -> list[FieldInfo]:
     """The settings of a spec class, with type, default and help."""
+    return list(_fields_of(cls))
+
+
+@functools.cache
+def _fields_of(cls: type[Spec]) -> tuple[FieldInfo, ...]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return [
-        FieldInfo(f.name, hints[f.name], f.default, next((m for m in _metadata(hints[f.name]) if isinstance(m, str)), ""))
-        for f in dataclasses.fields(cls)  # type: ignore[arg-type]
-    ]
+    found = []
+    for f in dataclasses.fields(cls):  # type: ignore[arg-type]
+        default = f.default if f.default_factory is MISSING else f.default_factory()
+        found.append(FieldInfo(f.name, hints[f.name], default, next(filter(_is_text, _metadata(hints[f.name])), "")))
+    return tuple(found)
 
 
 def parse_spec(kind: str, text: str) -> Spec:
     """A spec from text: `name` or `name:setting=value,setting=value`; a nested spec stands in parentheses.
 
-    Example: `smooth-grad:samples=8,of=(integrated-gradients:steps=16)`.
+    Example: `smooth-grad:samples=8,of=(integrated-gradients:steps=16)`. Of a setting given twice, the last counts.
     """
     name, _, rest = text.strip().partition(":")
+    name = name.strip()
     cls = lookup(kind, name)
     hints = {f.name: f.type for f in fields_of(cls)}
     settings: dict[str, Any] = {}
@@ -163,19 +188,23 @@ def parse_spec(kind: str, text: str) -> Spec:
 
 def parse_value(hint: Any, text: str, where: str) -> Any:
     """A value of the annotated type from text. Raises SpecError naming `where` if none of its types fits."""
-    for option in _options(hint):
+    for option in sorted(_options(hint), key=lambda o: o is str):  # any text is a text
         if option is type(None) and text.lower() in ("none", ""):
             return None
         if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return text.lower() in ("true", "yes", "1")
         if isinstance(option, type) and issubclass(option, Spec):
-            return parse_spec(option.kind, text.strip("()"))
+            return parse_spec(option.kind, text[1:-1] if text.startswith("(") and text.endswith(")") else text)
+        if option is tuple and text.startswith("(") and text.endswith(")"):
+            return tuple(parse_value(int | float | str, part.strip(), where) for part in _split(text[1:-1]))
         if option in (int, float):
             try:
                 return option(text)
             except ValueError:
                 continue
-        if option is str or (typing.get_origin(option) is Literal and text in typing.get_args(option)):
+        if typing.get_origin(option) is Literal and text in map(str, typing.get_args(option)):
+            return next(v for v in typing.get_args(option) if str(v) == text)
+        if option in (str, Any):
             return text
     raise SpecError(f"{where} is {text!r}; expected {describe_type(hint)}")
 
@@ -183,6 +212,7 @@ def parse_value(hint: Any, text: str, where: str) -> Any:
 def describe_type(hint: Any) -> str:
     """The annotated type in words."""
     words = {int: "a whole number", float: "a number", str: "a text", bool: "yes or no", type(None): "none"}
+    words |= {Tensor: "a tensor", tuple: "several values in parentheses"}
     found = []
     for option in _options(hint):
         if typing.get_origin(option) is Literal:
@@ -198,6 +228,10 @@ def _kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 def _metadata(hint: Any) -> tuple[Any, ...]:
     return hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
 
@@ -210,11 +244,27 @@ def _options(hint: Any) -> tuple[Any, ...]:
     return (hint,)
 
 
+def _plain(value: Any, options: Iterable[Any] = ()) -> Any:
+    """Numbers of other libraries as Python's, lists as tuples, tensors as copies: what a frozen spec can keep."""
+    if isinstance(value, Tensor) and (Tensor in options or value.dim() > 1):
+        return value.detach().clone()
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, tuple | list):
+        return tuple(_plain(v) for v in value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return value
+    return int(value) if isinstance(value, Integral) and (int in options or float not in options) else float(value)
+
+
+def _shown(value: Any) -> str:
+    return f"tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
+
+
 def _check(spec: Spec, field: FieldInfo) -> None:
     value = getattr(spec, field.name)
     if not any(_fits(value, option) for option in _options(field.type)):
-        shown = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise SpecError(f"{spec.name}: {field.name} is {shown}; expected {describe_type(field.type)}")
+        raise SpecError(f"{spec.name}: {field.name} is {_shown(value)}; expected {describe_type(field.type)}")
     for bound in _metadata(field.type):
         if isinstance(bound, AtLeast) and isinstance(value, int | float) and not value >= bound.least:
             raise SpecError(f"{spec.name}: {field.name} is {value}; expected at least {bound.least:g}")
@@ -240,6 +290,10 @@ def _split(text: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += letter
+        if depth < 0:
+            break
+    if depth != 0:
+        raise SpecError(f"parentheses do not match in {text!r}")
     return [p for p in parts if p.strip()]
 
 
@@ -259,8 +313,8 @@ def _decode(value: Any) -> Any:
     if isinstance(value, Mapping) and "kind" in value:
         return Spec.from_dict(value)
     if isinstance(value, Mapping) and "tensor" in value:
-        raw = bytearray(base64.b64decode(value["tensor"]))
-        return torch.frombuffer(raw, dtype=getattr(torch, value["dtype"])).reshape(value["shape"]).clone()
+        raw, dtype = bytearray(base64.b64decode(value["tensor"])), getattr(torch, value["dtype"])
+        return (torch.frombuffer(raw, dtype=dtype) if raw else torch.zeros(0, dtype=dtype)).reshape(value["shape"]).clone()
     if isinstance(value, tuple | list):
         return tuple(_decode(v) for v in value)
     return value
