@@ -22,9 +22,13 @@ Maps = Float[Tensor, "batch channel height width"]
 class Method(Spec, kind="method", abstract=True):
     """Base of all attribution methods: one tensor in, one tensor out, raw and signed.
 
+    `title`: its name in the literature. `unit`: what its values measure, where `{target}` stands for the target's unit.
     `complete`: the map sums to the target's change from the baseline. `stochastic`: it draws random numbers.
     `default`: it belongs to the set shown when nobody chose. `signed`: values on both sides of zero mean something.
     """
+
+    title: ClassVar[str]
+    unit: ClassVar[str] = "{target} per pixel"
 
     complete: ClassVar[bool] = False
     stochastic: ClassVar[bool] = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from numbers import Real
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -16,7 +16,9 @@ Scores = Float[Tensor, " batch"]
 
 
 class Target(Spec, kind="target", abstract=True):
-    """Base of all targets: says where it looks and gives one number per row."""
+    """Base of all targets: says where it looks and gives one number per row, in its `unit`."""
+
+    unit: ClassVar[str] = "activation"
 
     def addresses(self) -> tuple[str, ...]:
         """The addresses whose activations it reads."""
@@ -106,6 +108,7 @@ class Logit(Target):
     `index` is a class number, a category name, one number per image, or None: the top class of each image.
     """
 
+    unit = "logit"
     index: Annotated[Index, "class number, category name, one number per image, or None for the top class"] = None
 
     def __call__(self, activations: Activations) -> Scores:
@@ -128,6 +131,7 @@ class Probability(Target):
     The softmax of the output (the sigmoid of a single one), or the output itself where it is a distribution already.
     """
 
+    unit = "probability"
     index: Annotated[Index, "class number, category name, one number per image, or None for the top class"] = None
 
     def __call__(self, activations: Activations) -> Scores:
@@ -147,6 +151,7 @@ class Probability(Target):
 class Margin(Target):
     """The logit of one class minus that of another; without `other`, minus the largest of all others."""
 
+    unit = "logit"
     index: Annotated[Index, "class number, category name, one number per image, or None for the top class"] = None
     other: Annotated[Index, "class number, category name, one number per image, or None for the strongest other"] = None
 

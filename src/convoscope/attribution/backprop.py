@@ -14,6 +14,7 @@ class GuidedBackprop(Method):
     are not rectifiers keep their ordinary gradient, and the result lists them.
     """
 
+    title, unit = "Guided backprop", "{target} per unit of input, rectified"
     default = True
     paper = Paper(
         "springenberg2015striving", "Springenberg, Jost Tobias and Dosovitskiy, Alexey and Brox, Thomas and Riedmiller, Martin",
@@ -39,6 +40,7 @@ class Deconvnet(Method):
     activation.
     """
 
+    title, unit = "Deconvnet", "{target} per unit of input, rectified"
     paper = Paper(
         "zeiler2014visualizing", "Zeiler, Matthew D. and Fergus, Rob", "Visualizing and Understanding Convolutional Networks",
         "ECCV", 2014, "1311.2901",

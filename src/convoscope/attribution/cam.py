@@ -38,6 +38,7 @@ class CAM(Method):
     Units: the mean over positions, plus the classifier's bias, is the logit.
     """
 
+    title, unit = "CAM", "{target} per position, mean taken"
     paper = Paper(
         "zhou2016learning", "Zhou, Bolei and Khosla, Aditya and Lapedriza, Agata and Oliva, Aude and Torralba, Antonio",
         "Learning Deep Features for Discriminative Localization", "CVPR", 2016, "1512.04150",
@@ -70,6 +71,7 @@ class GradCAM(Method):
 
     layer: Annotated[str | None, "address; none is the last spatial tensor"] = None
 
+    title, unit = "Grad-CAM", "{target} per position"
     default = True
     signed = False
     paper = Paper(

@@ -19,6 +19,7 @@ class Gradient(Method):
     Units: target per unit of input space. Their picture is `heatmap("max-abs")`.
     """
 
+    title, unit = "Gradient", "{target} per unit of input"
     paper = SIMONYAN
     about = About(
         "decision", "which pixel changes the score fastest", "1 forward + 1 backward", "any differentiable network",
@@ -38,6 +39,7 @@ class InputXGradient(Method):
     Units: those of the target. Depends on where zero lies in input space.
     """
 
+    title = "Input x gradient"
     paper = Paper(
         "shrikumar2016not", "Shrikumar, Avanti and Greenside, Peyton and Shcherbina, Anna and Kundaje, Anshul",
         "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences", "arXiv", 2016, "1605.01713",
@@ -64,6 +66,7 @@ class SmoothGrad(Method):
     samples: Annotated[int, "noisy copies of each image", AtLeast(1)] = 16
     sigma: Annotated[float, "deviation of the noise, as a fraction of the image's range", AtLeast(0)] = 0.15
 
+    title, unit = "SmoothGrad", "mean of noisy maps"
     stochastic = True
     paper = Paper(
         "smilkov2017smoothgrad", "Smilkov, Daniel and Thorat, Nikhil and Kim, Been and Viegas, Fernanda and Wattenberg, Martin",

@@ -33,6 +33,7 @@ class IntegratedGradients(Method):
     steps: Annotated[int, "points on the line", AtLeast(1)] = 32
     baseline: Annotated[Baseline, "where the line starts: a name, a number or a tensor in input space"] = "black"
 
+    title = "Integrated gradients"
     complete = True
     default = True
     paper = Paper(

@@ -30,6 +30,7 @@ class Occlusion(Method):
     stride: Annotated[int, "distance between windows, in pixels", AtLeast(1)] = 16
     fill: Annotated[Fill, "what hides: a name, a number or a tensor in input space"] = "mean"
 
+    title, unit = "Occlusion", "{target} lost when hidden"
     default = True
     paper = Paper(
         "zeiler2014visualizing", "Zeiler, Matthew D. and Fergus, Rob", "Visualizing and Understanding Convolutional Networks",

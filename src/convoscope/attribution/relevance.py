@@ -21,6 +21,7 @@ class LRP(Method):
 
     composite: Annotated[str | Composite, "rules by name (epsilon, epsilon-plus) or a Composite"] = "epsilon-plus"
 
+    title = "LRP"
     default = True
     paper = Paper(
         "bach2015pixel", "Bach, Sebastian and Binder, Alexander and Montavon, Gregoire and Klauschen, Frederick and Mueller, "
