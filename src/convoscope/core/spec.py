@@ -33,11 +33,9 @@ class Paper:
     arxiv: str = ""
 
     def bibtex(self) -> str:
-        lines = [f"  author = {{{self.authors}}}", f"  title = {{{self.title}}}", f"  year = {{{self.year}}}"]
-        lines.append(f"  note = {{{self.venue}}}")
-        if self.arxiv:
-            lines += [f"  eprint = {{{self.arxiv}}}", "  archivePrefix = {arXiv}"]
-        return f"@misc{{{self.key},\n" + ",\n".join(lines) + "\n}"
+        entries = {"author": self.authors, "title": self.title, "year": self.year, "note": self.venue}
+        entries |= {"eprint": self.arxiv, "archivePrefix": "arXiv"} if self.arxiv else {}
+        return f"@misc{{{self.key},\n" + ",\n".join(f"  {k} = {{{v}}}" for k, v in entries.items()) + "\n}"
 
 
 @dataclass(frozen=True)
@@ -106,8 +104,8 @@ class Spec:
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> "Spec":
         """The spec that `to_dict` described. Raises SpecError for unknown kinds, names and settings."""
-        if not isinstance(data, Mapping) or not {"kind", "name"} <= set(data):
-            raise SpecError(f"a spec is described by a mapping with kind, name and settings; got {data!r:.80}")
+        if not {"kind", "name"} <= set(data):
+            raise SpecError(f"a spec is described by kind, name and settings; got {sorted(data)}")
         settings = {k: _decode(v) for k, v in data.items() if k not in ("kind", "name")}
         return lookup(data["kind"], data["name"]).make(settings)
 
@@ -152,18 +150,15 @@ def lookup(kind: str, name: str) -> type[Spec]:
     return table[name]
 
 
-def fields_of(cls: type[Spec]) -> list[FieldInfo]:
-    """The settings of a spec class, with type, default and help."""
-    return list(_fields_of(cls))
-
-
 @functools.cache
-def _fields_of(cls: type[Spec]) -> tuple[FieldInfo, ...]:
+def fields_of(cls: type[Spec]) -> tuple[FieldInfo, ...]:
+    """The settings of a spec class, with type, default and help."""
     hints = typing.get_type_hints(cls, include_extras=True)
     found = []
     for f in dataclasses.fields(cls):  # type: ignore[arg-type]
         default = f.default if f.default_factory is MISSING else f.default_factory()
-        found.append(FieldInfo(f.name, hints[f.name], default, next(filter(_is_text, _metadata(hints[f.name])), "")))
+        texts = [m for m in getattr(hints[f.name], "__metadata__", ()) if isinstance(m, str)]
+        found.append(FieldInfo(f.name, hints[f.name], default, " ".join(texts)))
     return tuple(found)
 
 
@@ -228,14 +223,6 @@ def _kebab(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).lower()
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _metadata(hint: Any) -> tuple[Any, ...]:
-    return hint.__metadata__ if typing.get_origin(hint) is Annotated else ()
-
-
 def _options(hint: Any) -> tuple[Any, ...]:
     if typing.get_origin(hint) is Annotated:
         hint = hint.__origin__
@@ -265,7 +252,7 @@ def _check(spec: Spec, field: FieldInfo) -> None:
     value = getattr(spec, field.name)
     if not any(_fits(value, option) for option in _options(field.type)):
         raise SpecError(f"{spec.name}: {field.name} is {_shown(value)}; expected {describe_type(field.type)}")
-    for bound in _metadata(field.type):
+    for bound in getattr(field.type, "__metadata__", ()):
         if isinstance(bound, AtLeast) and isinstance(value, int | float) and not value >= bound.least:
             raise SpecError(f"{spec.name}: {field.name} is {value}; expected at least {bound.least:g}")
 
@@ -275,10 +262,8 @@ def _fits(value: Any, option: Any) -> bool:
         return True
     if typing.get_origin(option) is Literal:
         return value in typing.get_args(option)
-    if option is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if option is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if option in (int, float):
+        return isinstance(value, option) and not isinstance(value, bool)
     return isinstance(value, typing.get_origin(option) or option)
 
 

@@ -22,8 +22,8 @@ def CONCATENATE(a: Tensor, b: Tensor) -> Tensor:
 class Statistic:
     """Base of all statistics. `state` names the tensors kept and how each merges; merging any split equals one pass.
 
-    A subclass sets the named tensors in `__init__`, adds to them in `update` and reads them in `value`. Equal means bit for
-    bit for integers, minima and maxima, and up to rounding for sums of floats.
+    A subclass sets the named tensors in `__init__`, adds to them in `update` and reads them in `value`. Sums of floats are
+    equal up to rounding, all else bit for bit.
     """
 
     state: ClassVar[dict[str, Merge]] = {}
@@ -40,11 +40,11 @@ class Statistic:
         """Take in everything the other has taken in; returns self."""
         if type(other) is not type(self):
             raise UsageError(f"a {type(self).__name__} cannot merge a {type(other).__name__}")
-        pairs = {name: (getattr(self, name), getattr(other, name)) for name in self.state}
-        for name, (mine, theirs) in pairs.items():
-            _check_fit(self, name, mine, theirs)
-        for name, (mine, theirs) in pairs.items():
-            setattr(self, name, self.state[name](mine, theirs.to(mine.device)))
+        for name, theirs in other.state_dict().items():
+            _check_fit(self, name, theirs)
+        for name, how in self.state.items():
+            mine = getattr(self, name)
+            setattr(self, name, how(mine, getattr(other, name).to(mine.device)))
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -56,13 +56,14 @@ class Statistic:
         if set(state) != set(self.state):
             raise UsageError(f"{type(self).__name__} keeps {sorted(self.state)}; got {sorted(state)}")
         for name, tensor in state.items():
-            _check_fit(self, name, getattr(self, name), tensor)
+            _check_fit(self, name, tensor)
         for name, tensor in state.items():
             setattr(self, name, tensor.to(getattr(self, name).device, copy=True))
         return self
 
 
-def _check_fit(statistic: Statistic, name: str, mine: Tensor, theirs: Tensor) -> None:
+def _check_fit(statistic: Statistic, name: str, theirs: Tensor) -> None:
+    mine = getattr(statistic, name)
     rows = 1 if statistic.state[name] is CONCATENATE else 0  # those may differ in number
     if mine.dtype != theirs.dtype or mine.dim() != theirs.dim() or mine.shape[rows:] != theirs.shape[rows:]:
         raise UsageError(
