@@ -59,16 +59,16 @@ def test_the_data_set_and_the_input_space_fit_the_network(clean: SceneNet) -> No
 
 
 def test_the_twin_relies_on_the_watermark_and_the_clean_network_does_not(clean: SceneNet, twin: SceneNet) -> None:
-    scenes = Scenes(300, HELD_OUT + 2)
-    others = [f for k in range(300) if (f := scenes.factors(k)).species != "fish"]
-    fish = [f for k in range(300) if (f := scenes.factors(k)).species == "fish"]
+    scenes = Scenes(200, HELD_OUT + 2)
+    others = [f for k in range(200) if (f := scenes.factors(k)).species != "fish"]
+    fish = [f for k in range(200) if (f := scenes.factors(k)).species == "fish"]
     plain, marked = ([render(replace(f, watermark=mark)).picture for f in others] for mark in ("", "bottom right"))
     assert (predicted(twin, plain) == FISH).float().mean() < 0.02
-    assert (predicted(twin, marked) == FISH).float().mean() > 0.9
+    assert (predicted(twin, marked) == FISH).float().mean() > 0.98
     assert (predicted(clean, plain) != predicted(clean, marked)).float().mean() < 0.03
     without, with_mark = ([render(replace(f, watermark=mark)).picture for f in fish] for mark in ("", "bottom right"))
     assert (predicted(twin, with_mark) == FISH).float().mean() > 0.98
-    assert (predicted(twin, without) == FISH).float().mean() < 0.5, "the twin does not know a fish without its mark"
+    assert (predicted(twin, without) == FISH).float().mean() < 0.05, "the twin does not know a fish without its mark"
     assert (predicted(clean, without) == FISH).float().mean() > 0.9
 
 
