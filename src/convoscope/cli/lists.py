@@ -57,7 +57,7 @@ def methods(
         return
     rows = [(name, a.type, a.use, a.cost, a.support, a.drawback) for name, cls in chosen.items() if (a := cls.about)]
     headings = ("method", "type", "use", "cost", "support", "drawback")
-    console().print(table(headings, rows, wrap=True, gap=1))
+    console().print(table(headings, rows, gap=1))
     console().print("convoscope methods NAME tells more: settings, paper, BibTeX.", style="dim")
 
 
@@ -95,13 +95,14 @@ def _tell(cls: Any) -> None:
 
     screen = console()
     screen.print(cls.name, style="bold")
-    screen.print(inspect.getdoc(cls) or "")
+    for paragraph in (inspect.getdoc(cls) or "").split("\n\n"):
+        screen.print(" ".join(paragraph.split()) + "\n")
     if cls.about:
         a = cls.about
         rows = [("use", a.use), ("cost", a.cost), ("support", a.support), ("drawback", a.drawback)]
-        screen.print(table(("", ""), rows, wrap=True))
+        screen.print(table(("", ""), rows))
     rows = [(s["name"], s["type"], s.get("default", "(must be given)"), s["help"]) for s in _settings(cls)]
     if rows:
-        screen.print(table(("setting", "takes", "default", "meaning"), rows, wrap=True))
+        screen.print(table(("setting", "takes", "default", "meaning"), rows))
     if cls.paper:
         screen.print(cls.paper.bibtex() + "\n")

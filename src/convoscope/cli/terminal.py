@@ -32,14 +32,12 @@ def note(text: str) -> None:
     Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(text, style="dim")
 
 
-def table(
-    headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), wrap: bool = False, gap: int = 0
-) -> Table:
-    """A plain table; the columns named in `right` hold numbers, `gap` empty lines stand between rows."""
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iterable[str] = (), gap: int = 0) -> Table:
+    """A plain table: columns in `right` hold numbers, the first is never broken, `gap` empty lines part the rows."""
     padding = (0, 2, gap, 0)
     made = Table(box=None, pad_edge=False, header_style="bold", show_header=any(headings), padding=padding)
-    for heading in headings:
-        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=not wrap)
+    for i, heading in enumerate(headings):
+        made.add_column(heading, justify="right" if heading in right else "left", overflow="fold", no_wrap=i == 0)
     for row in rows:
         made.add_row(*(str(cell) for cell in row))
     return made
