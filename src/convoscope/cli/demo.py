@@ -64,7 +64,7 @@ def demo(
         print_json({"schema": "convoscope.demo/1", "parts": documents, **found, "report": str(out)})
         return
     _tell(first, pair, said, shares)
-    console().print(line, style="bold")
+    console().print(f"Wrote {line}.\nLook at its end: one picture, two networks, and what each looked at.", style="bold")
 
 
 def _tell(first: "Work", pair: list["Work"], said: list[str], shares: dict[str, dict[str, float]]) -> None:
