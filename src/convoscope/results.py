@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -47,7 +48,9 @@ class Attribution:
     def heatmap(self, reduce: Reduction = "sum", size: tuple[int, int] | None = None) -> Float[Tensor, "batch height width"]:
         """One number per pixel at input size: channels summed, or their largest magnitude (Simonyan et al. 2014), or norm.
 
-        Maps of lower resolution are interpolated bilinearly, pixel centers aligned.
+        Maps of lower resolution are interpolated bilinearly between the centers of their units' receptive fields, which in
+        networks with padded strides lie up to half a stride away from the centers of equal tiles; where a unit sees the
+        whole image (squeeze-excite), between the centers of equal tiles.
         """
         ways = {"sum": lambda v: v.sum(1), "max-abs": lambda v: v.abs().amax(1), "l2": lambda v: v.square().sum(1).sqrt()}
         if reduce not in ways:
@@ -57,9 +60,26 @@ class Attribution:
             raise UsageError(f"values of shape {tuple(values.shape)} have no rows and columns to draw")
         maps = ways[reduce](values)[:, None]
         size = size or (self.size[0], self.size[1])
+        if tuple(maps.shape[2:]) != tuple(self.size):
+            maps = self._placed(maps)
         if tuple(maps.shape[2:]) != tuple(size):
             maps = F.interpolate(maps, size, mode="bilinear", align_corners=False)
         return maps[:, 0]
+
+    def _placed(self, maps: Tensor) -> Tensor:
+        """Maps of a layer's units at input size, each unit at the center of what it sees."""
+        address = self.diagnostics.get("layer", self.at)
+        inputs = torch.zeros(1, self.network.channels, *self.size, device=self.network.device, dtype=self.network.dtype)
+        field = next((e.field for e in self.network.trace(inputs).entries if e.address == address), None)
+        known = field is not None and not field.whole and None not in field.stride and field.grid == tuple(maps.shape[2:])
+        for axis, pixels in enumerate(self.size):
+            units = maps.shape[2 + axis]
+            if field is not None and known:
+                first, step = field.offset[axis] + (field.size[axis] - 1) / 2, field.stride[axis]
+            else:
+                first, step = (pixels / units - 1) / 2, pixels / units
+            maps = _between(maps, 2 + axis, (torch.arange(pixels, device=maps.device) - first) / step)
+        return maps
 
     def image(self, over: Tensor | None = None, index: int | None = None) -> "Image.Image":
         """The maps as a picture with color scale, over the images `(B, C, H, W)` they explain if given; one or all."""
@@ -94,6 +114,15 @@ class Attribution:
             "shape": list(self.values.shape),
             "diagnostics": self.diagnostics,
         }
+
+
+def _between(maps: Tensor, axis: int, places: Tensor) -> Tensor:
+    """Linear interpolation along an axis at fractional places, the ends repeated."""
+    units = maps.shape[axis]
+    places = places.clamp(0, units - 1).to(maps.dtype)
+    low = places.floor().long().clamp(max=max(units - 2, 0))
+    weight = (places - low).view(-1, *[1] * (maps.dim() - 1 - axis))
+    return torch.lerp(maps.index_select(axis, low), maps.index_select(axis, (low + 1).clamp(max=units - 1)), weight)
 
 
 def cite(*things: Any) -> str:
