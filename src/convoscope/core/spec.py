@@ -189,7 +189,9 @@ def parse_value(hint: Any, text: str, where: str) -> Any:
         if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return text.lower() in ("true", "yes", "1")
         if isinstance(option, type) and issubclass(option, Spec):
-            return parse_spec(option.kind, text[1:-1] if text.startswith("(") and text.endswith(")") else text)
+            inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
+            if str not in _options(hint) or inner.partition(":")[0] in _REGISTRY.get(option.kind, {}):
+                return parse_spec(option.kind, inner)
         if option is tuple and text.startswith("(") and text.endswith(")"):
             return tuple(parse_value(int | float | str, part.strip(), where) for part in _split(text[1:-1]))
         if option in (int, float):
