@@ -34,7 +34,7 @@ def test_a_page_says_what_was_explained_and_how(network: cs.Network, x: torch.Te
         assert [m.target for m in picture.maps] == ["bee"] * 3 + ["dog"] * 3
         assert {p.category for p in picture.predictions if p.explained} == {"bee", "dog"}
         gradients = picture.maps[1]
-        assert gradients.title == "integrated-gradients (steps 7, baseline white)"
+        assert gradients.title == "Integrated gradients (steps 7, baseline white)"
         said = {f.label: f for f in gradients.facts}
         assert said["baseline"].value == "white"
         assert said["completeness gap"].mark in ("good", "", "warn")
@@ -81,9 +81,9 @@ def test_marks_follow_the_gap(network: cs.Network, x: torch.Tensor) -> None:
 
 
 def test_titles_name_unusual_settings_only() -> None:
-    assert title_of(cs.GradCAM()) == "grad-cam"
-    assert title_of(cs.GradCAM(layer="0")) == "grad-cam (layer 0)"
-    assert title_of(cs.Occlusion(fill=torch.zeros(1, 3, 1, 1))) == "occlusion (fill a tensor (1, 3, 1, 1))"
+    assert title_of(cs.GradCAM()) == "Grad-CAM"
+    assert title_of(cs.GradCAM(layer="0")) == "Grad-CAM (layer 0)"
+    assert title_of(cs.Occlusion(fill=torch.zeros(1, 3, 1, 1))) == "Occlusion (fill a tensor (1, 3, 1, 1))"
 
 
 def test_fragments(network: cs.Network, x: torch.Tensor) -> None:

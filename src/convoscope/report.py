@@ -97,9 +97,10 @@ def map_of(attribution: "Attribution", index: int) -> html.Map:
     about, paper = method.about, method.paper
     return html.Map(
         title=title_of(method),
-        values=raw_map(attribution, index),
+        values=map_at_input_size(attribution, index),
         signed=attribution.signed,
         target=target_text(attribution, index),
+        unit=unit_of(attribution),
         shows=f"Shows {about.use}.",
         facts=facts(attribution, index),
         drawback=f"{about.drawback[:1].upper()}{about.drawback[1:]}.",
@@ -108,17 +109,17 @@ def map_of(attribution: "Attribution", index: int) -> html.Map:
 
 
 def title_of(method: Any) -> str:
-    """The name of a method with the settings that are not the usual ones."""
+    """The title of a method with the settings that are not the usual ones."""
     changed = [
         (f.name, getattr(method, f.name)) for f in fields_of(type(method)) if not _same(getattr(method, f.name), f.default)
     ]
-    return method.name + (f" ({', '.join(f'{k} {_brief(v)}' for k, v in changed)})" if changed else "")
+    return method.title + (f" ({', '.join(f'{k} {_brief(v)}' for k, v in changed)})" if changed else "")
 
 
 def facts(attribution: "Attribution", index: int) -> list[html.Fact]:
     """What the method chose, whether the map adds up, and what it cost."""
     diagnostics, method = attribution.diagnostics, attribution.method
-    found = [html.Fact("layer", where)] if (where := layer_of(attribution)) != "input" else []
+    found = [html.Fact("layer", where, note=positions(attribution))] if (where := layer_of(attribution)) != "input" else []
     found += [html.Fact("baseline", baseline)] if (baseline := baseline_of(method)) else []
     for name, meaning in CHECKS.items():
         text, relative = check(attribution, name, index)
@@ -162,11 +163,10 @@ def picture(attribution: "Attribution", over: Tensor | None, indices: Iterable[i
 
 def panel(attribution: "Attribution", over: Tensor | None, index: int) -> fig.Panel:
     """One map with its scale, titled by the method."""
-    values, signed = raw_map(attribution, index), attribution.signed
+    values, signed = map_at_input_size(attribution, index), attribution.signed
     limit = ov.limit(values)
     if over is None:
-        full = ov.resample(values, *attribution.size[:2])
-        image = ov.enlarged(ov.colorize(full, limit=limit, signed=signed), SMALLEST)
+        image = ov.enlarged(ov.colorize(values, limit=limit, signed=signed), SMALLEST)
     else:
         check_inputs(attribution, over)
         image = photograph(attribution.network, over, index)
@@ -174,7 +174,7 @@ def panel(attribution: "Attribution", over: Tensor | None, index: int) -> fig.Pa
     parts = [target_text(attribution, index)]
     parts += [f"at {where}"] if (where := layer_of(attribution)) != "input" else []
     parts += [f"{name} {text}" for name in CHECKS if (text := check(attribution, name, index)[0])]
-    return fig.Panel(title_of(attribution.method), image, ", ".join(parts), fig.Scale.of(limit, signed))
+    return fig.Panel(title_of(attribution.method), image, ", ".join(parts), fig.Scale.of(limit, signed, unit_of(attribution)))
 
 
 def fragment_of(attribution: "Attribution", over: Tensor | None) -> str:
@@ -210,12 +210,9 @@ def save(attribution: "Attribution", path: Path, over: Tensor | None) -> Path:
 # ---- parts of it
 
 
-def raw_map(attribution: "Attribution", index: int) -> np.ndarray:
-    """The map (h, w) of one image at its own resolution, channels summed."""
-    values = attribution.values[index]
-    if values.dim() != 3:
-        raise UsageError(f"values of shape {tuple(attribution.values.shape)} have no rows and columns to draw")
-    return values.detach().double().sum(0).cpu().numpy()
+def map_at_input_size(attribution: "Attribution", index: int) -> np.ndarray:
+    """The map (H, W) of one image at input size, channels summed."""
+    return attribution.heatmap()[index].detach().double().cpu().numpy()
 
 
 def photograph(network: "Network", x: Tensor, index: int) -> np.ndarray:
@@ -239,6 +236,17 @@ def target_text(attribution: "Attribution", index: int) -> str:
         return str(target)
     name = attribution.network.category(chosen)
     return name if target.name == "logit" else f"{target.name} of {name}"
+
+
+def unit_of(attribution: "Attribution") -> str:
+    """What the numbers of a map measure."""
+    return attribution.method.unit.format(target=getattr(attribution.target, "unit", "target"))
+
+
+def positions(attribution: "Attribution") -> str:
+    """The resolution of a map that is coarser than the input."""
+    rows, columns = attribution.values.shape[2:]
+    return "" if (rows, columns) == tuple(attribution.size[:2]) else f"{rows} x {columns} positions"
 
 
 def baseline_of(method: Any) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import convoscope as cs
+
 Cli = Callable[..., Any]
 
 
@@ -32,7 +34,7 @@ def test_explain_with_the_default_methods(cli: Cli, picture: Path, tmp_path: Pat
     page = (tmp_path / "r.html").read_text()
     for method in ("grad-cam", "integrated-gradients", "guided-backprop", "lrp", "occlusion"):
         assert method in result.out
-        assert method in page
+        assert cs.methods()[method].title in page
     assert "completeness gap" in result.out
     assert "lost relevance" in result.out
     assert "r.html" in result.out
@@ -104,8 +106,6 @@ def test_layers(cli: Cli) -> None:
 
 
 def test_methods(cli: Cli) -> None:
-    import convoscope as cs
-
     text = done(cli("methods")).out
     document = json.loads(done(cli("methods", "--json")).out)
     assert [m["name"] for m in document["methods"]] == list(cs.methods())

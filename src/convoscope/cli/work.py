@@ -137,7 +137,7 @@ def seconds_text(seconds: float) -> str:
 
 def summary(work: Work) -> "Table":
     """One row for every attribution: what it explained, what it chose, whether it adds up, what it cost."""
-    from convoscope.report import baseline_of, layer_of, target_text, title_of
+    from convoscope.report import baseline_of, layer_of, target_text
 
     rows = []
     for a in work.attributions:
@@ -145,7 +145,7 @@ def summary(work: Work) -> "Table":
         shown = ", ".join(targets[:2]) + (f" and {len(targets) - 2} more" if len(targets) > 2 else "")
         seconds = seconds_text(a.diagnostics["seconds"])
         cost = f"{a.diagnostics['evaluations'] / len(a):.0f}"
-        rows.append((title_of(a.method), shown, layer_of(a), baseline_of(a.method), check_of(a), cost, seconds))
+        rows.append((a.method.name, shown, layer_of(a), baseline_of(a.method), check_of(a), cost, seconds))
     headings = ("method", "target", "layer", "baseline", "check", "evaluations", "time")
     return table(headings, rows, right=("evaluations", "time"))
 
