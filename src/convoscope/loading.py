@@ -206,11 +206,12 @@ def _timm_weights(timm: Any, model: str) -> nn.Module:
     overlay = None
     if where:
         import huggingface_hub
+        from huggingface_hub import constants
 
         names = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
         cached = [c for n in names if isinstance(c := huggingface_hub.try_to_load_from_cache(where, n), str)]
         overlay = {"file": cached[0]} if cached and not config.custom_load else None
-        if not cached and (reason := unreachable(huggingface_hub.constants.ENDPOINT)):
+        if not cached and (reason := unreachable(constants.ENDPOINT)):
             raise LoadError(
                 f"the weights of timm:{model} are not in the cache of the Hugging Face hub and cannot be downloaded "
                 f"({reason}); set HF_HOME to a folder that has them, or use weights=None (--weights none)"
