@@ -183,9 +183,9 @@ def parse_spec(kind: str, text: str) -> Spec:
 
 def parse_value(hint: Any, text: str, where: str) -> Any:
     """A value of the annotated type from text. Raises SpecError naming `where` if none of its types fits."""
+    if type(None) in _options(hint) and text.lower() in ("none", ""):
+        return None
     for option in sorted(_options(hint), key=lambda o: o is str):  # any text is a text
-        if option is type(None) and text.lower() in ("none", ""):
-            return None
         if option is bool and text.lower() in ("true", "false", "yes", "no", "1", "0"):
             return text.lower() in ("true", "yes", "1")
         if isinstance(option, type) and issubclass(option, Spec):
