@@ -72,7 +72,8 @@ def test_grad_cam_by_its_definition(layer: str) -> None:
 
 
 def test_cam_refuses_two_linear_layers() -> None:
-    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
+    head = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 4))
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
     with pytest.raises(cs.UnsupportedError, match="global average pooling and one linear layer"):
         values(module.double(), X, cs.CAM(), CLASS)
 

@@ -3,6 +3,7 @@
 Signal: input x -> convolution + batch norm -> ReLU -> linear -> ReLU -> linear -> the classes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +101,7 @@ def relevance(n: Numbers, plus: bool, e: float) -> Array:
     return z_plus_rule(*last) if plus else epsilon_rule(*last, e)
 
 
-def each(module: nn.Module, function) -> Tensor:  # noqa: ANN001
+def each(module: nn.Module, function: Callable[[Numbers], Array]) -> Tensor:
     return torch.stack([torch.from_numpy(function(numbers(module, x))).reshape(SHAPE) for x in X])
 
 
