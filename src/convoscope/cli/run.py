@@ -20,6 +20,8 @@ def run(arguments: Sequence[str]) -> int:
     try:
         code = app(args=words, prog_name="convoscope", standalone_mode=False)
         sys.stdout.flush()
+        if code == 130:  # what some versions of typer make of Ctrl-C
+            raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, EOFError):
         return _fail("stopped", 130)
@@ -40,7 +42,7 @@ def _report(error: Exception) -> int:
         return _fail(f"error: {error}", error.exit_code)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # wrong usage that typer found
         return _fail(f"error: {_usage(error)}", error.exit_code)
-    if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C
+    if type(error).__name__ == "Abort":  # what others make of it
         return _fail("stopped", 130)
     if isinstance(error, OSError) and error.filename and error.strerror:
         return _fail(f"error: {error.filename}: {error.strerror.lower()}", 1)
