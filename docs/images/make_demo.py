@@ -22,7 +22,8 @@ def main() -> None:
             size = found.heatmap()[0].abs().numpy()
             share = size[scene.masks["watermark"]].sum() / size.sum()
             title = f"{who} says {best.category}, {best.probability:.0%}"
-            panels.append(replace(panel(found, x, 0), title=title, caption=f"{cs.methods()[method].title}, {share:.0%} of it on the mark"))
+            caption = f"{found.method.title}, {share:.0%} of it on the mark"
+            panels.append(replace(panel(found, x, 0), title=title, caption=caption))
     figure(panels, 5, width=190).save(Path(__file__).with_name("demo.png"), optimize=True)
 
 
