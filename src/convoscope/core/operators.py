@@ -112,6 +112,11 @@ class Call:
             self.name in ACTIVATIONS | {"dropout"} and self.args and self.args[-1] is True
         )
 
+    @property
+    def grouped(self) -> bool:
+        """Whether each output of this linear operator sees only some input channels, or its weight lists inputs first."""
+        return self._settings.get("groups", 1) != 1 or "transpose" in self.name
+
     def native(self) -> Any:
         """The call as the network made it, with its ordinary gradient."""
         return self.func(*self.args, **self.kwargs)
@@ -124,9 +129,12 @@ class Call:
             args = (args[0].clone(), *args[1:])
         return self.func(*args, **kwargs)
 
-    def redirect(self, pull: "Pull") -> Tensor:
-        """The value of the call; a gradient that arrives there is turned by `pull(call, value, gradient)` into that of `x`."""
-        return _Redirect.apply(self.x, self, pull)
+    def redirect(self, pull: "Pull", pointwise: bool = False) -> Tensor:
+        """The value of the call; a gradient that arrives there is turned by `pull(call, value, gradient)` into that of `x`.
+
+        `pointwise`: where no gradient arrives, `pull` does not need the value.
+        """
+        return _Redirect.apply(self.x, self, pull, pointwise)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same convolution or linear operator on another input, weight and bias."""
@@ -199,16 +207,16 @@ Pull = Callable[[Call, Tensor, Tensor], Tensor]
 class _Kept:
     """An input or value needed again in the backward pass; copied if the network is about to overwrite it."""
 
-    def __init__(self, tensor: Tensor, value: bool = False) -> None:
-        self.tensor, self.value, self.read = tensor.detach(), value, False
+    def __init__(self, tensor: Tensor, pointwise: bool = False) -> None:
+        self.tensor, self.pointwise, self.read = tensor.detach(), pointwise, False
 
 
 class _Redirect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, call: Call, pull: Pull) -> Tensor:
+    def forward(ctx: Any, x: Tensor, call: Call, pull: Pull, pointwise: bool) -> Tensor:
         value = call.value()
         ctx.call, ctx.pull = call, pull
-        ctx.x, ctx.value = call._keep(x), call._keep(value, True)
+        ctx.x, ctx.value = call._keep(x), call._keep(value, pointwise)
         call.kept, call._keep = ctx.value, _Kept  # a node that held the rewriter would hold every graph it has seen
         call.x, call.args = x.detach(), _detached(call.args)  # a node that held the graph would never be freed
         return value
@@ -216,7 +224,7 @@ class _Redirect(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         ctx.call.x = ctx.x.tensor
-        return ctx.pull(ctx.call, ctx.value.tensor, gradients[0]), None, None
+        return ctx.pull(ctx.call, ctx.value.tensor, gradients[0]), None, None, None
 
 
 def surrogate(value: Tensor, path: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -307,8 +315,8 @@ class Rewriter:
             "(gradient, integrated-gradients)"
         )
 
-    def _keep(self, tensor: Tensor, value: bool = False) -> _Kept:
-        kept = _Kept(tensor, value)
+    def _keep(self, tensor: Tensor, pointwise: bool = False) -> _Kept:
+        kept = _Kept(tensor, pointwise)
         self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(kept))
         return kept
 
@@ -328,7 +336,7 @@ class Rewriter:
         for reference in self._kept.pop(tensor.untyped_storage().data_ptr(), []):
             kept = reference()
             # A value that only a ReLU reads gets no gradient where it is negative, so its positive part will do.
-            if kept is not None and not (name == "relu" and kept.value and not kept.read):
+            if kept is not None and not (name == "relu" and kept.pointwise and not kept.read):
                 kept.tensor = kept.tensor.clone()
 
 

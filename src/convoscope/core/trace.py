@@ -54,8 +54,9 @@ class Trace(Observer):
 
 
 def _is_map(entry: Entry) -> bool:
-    """Whether the last two axes are rows and columns of units, not positions and channels."""
-    return entry.field is not None and entry.field.grid == entry.shape[1:]
+    """Whether the last two axes are rows and columns of units, not positions and channels (as where channels come last)."""
+    field = entry.field
+    return field is not None and field.grid == entry.shape[1:] and not (field.whole and min(entry.shape[1:]) == 1)
 
 
 def trace(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None = None) -> Trace:

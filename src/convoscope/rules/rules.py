@@ -46,25 +46,28 @@ class ZPlus(Rule):
     epsilon: Annotated[float, "stabilizer, as a fraction of the values' root mean square", AtLeast(0)] = 1e-9
 
     def __call__(self, call: Call) -> Tensor:
-        return call.redirect(self._pull)
+        return call.redirect(self._pull, pointwise=True)
 
     def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
         weight, x = call.weight, call.x
         assert weight is not None
-        up, down = weight.clamp(min=0), None
-        bias = None if call.bias is None else call.bias.clamp(min=0)
-        signed = bool(x.amin() < 0)
-        positive = call.linear(x.clamp(min=0) if signed else x, up, bias)
-        if signed:
-            down = weight.clamp(max=0)
-            positive += call.linear(x.clamp(max=0), down)
-        share = gradient * value
-        share.div_(positive.add_(step_from_zero(positive, self.epsilon)))
-        pulled = call.pull(share, up)
-        if down is None:
-            return pulled
+        up, bias = weight.clamp(min=0), None if call.bias is None else call.bias.clamp(min=0)
+        if bool(x.amin() >= 0):
+            return call.pull(self._share(call.linear(x, up, bias), value, gradient), up)
+        down, positive, negative = weight.clamp(max=0), x.clamp(min=0), x.clamp(max=0)
+        if call.grouped:
+            share = self._share(call.linear(positive, up, bias).add_(call.linear(negative, down)), value, gradient)
+            pulled = call.pull(share, up), call.pull(share, down)
+        else:  # both parts as twice the channels: one convolution, which few input channels make hardly dearer
+            axis = -1 if call.name == "linear" else 1
+            x2, weight2 = torch.cat([positive, negative], axis), torch.cat([up, down], 1)
+            pulled = call.pull(self._share(call.linear(x2, weight2, bias), value, gradient), weight2, x2).chunk(2, axis)
         # A zero input has no relevance to hand on, whatever its gradient.
-        return torch.where(x < 0, call.pull(share, down), torch.where(x > 0, pulled, 0))
+        return torch.where(x > 0, pulled[0], torch.where(x < 0, pulled[1], 0))
+
+    def _share(self, positive: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        """The gradient times the value, in units of the positive contributions, which are overwritten."""
+        return (gradient * value).div_(positive.add_(step_from_zero(positive, self.epsilon)))
 
 
 class Pass(Rule):
