@@ -133,7 +133,7 @@ def test_the_algebra_is_closed_and_flat() -> None:
 
 @pytest.mark.parametrize("wrong", [lambda t: t * t, lambda t: t + 1, lambda t: 1 - t, lambda t: t * "2", lambda t: t - None])
 def test_targets_combine_with_targets_and_numbers_only(wrong: Any) -> None:
-    with pytest.raises(TypeError, match="unsupported operand|multiply sequence"):
+    with pytest.raises(TypeError, match=r"unsupported operand|multiply sequence"):
         wrong(cs.Logit(1))
 
 
