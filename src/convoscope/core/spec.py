@@ -123,18 +123,13 @@ class Spec:
         return cls(**settings)
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and _digest(self) == _digest(other)  # type: ignore[arg-type]
+        return type(self) is type(other) and hash(self) == hash(other)
 
     def __hash__(self) -> int:
-        return _digest(self)
-
-
-def _digest(spec: Spec) -> int:
-    """The same in every process, so that specs can be keys of what is sent to others."""
-    if "_digest" not in spec.__dict__:
-        text = json.dumps(spec.to_dict(), sort_keys=True).encode()
-        spec.__dict__["_digest"] = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
-    return spec.__dict__["_digest"]
+        if "_digest" not in self.__dict__:  # of the content: the same in every process
+            text = json.dumps(self.to_dict(), sort_keys=True).encode()
+            self.__dict__["_digest"] = int.from_bytes(hashlib.blake2b(text, digest_size=7).digest())
+        return self.__dict__["_digest"]
 
 
 def registered(kind: str) -> dict[str, type[Spec]]:
@@ -208,8 +203,7 @@ def parse_value(hint: Any, text: str, where: str) -> Any:
 
 def describe_type(hint: Any) -> str:
     """The annotated type in words."""
-    words = {int: "a whole number", float: "a number", str: "a text", bool: "yes or no", type(None): "none"}
-    words |= {Tensor: "a tensor", tuple: "several values in parentheses"}
+    words = {int: "a whole number", float: "a number", str: "a text", bool: "yes or no", type(None): "none", Tensor: "a tensor"}
     found = []
     for option in _options(hint):
         if typing.get_origin(option) is Literal:

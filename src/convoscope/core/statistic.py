@@ -75,8 +75,7 @@ def _check_fit(statistic: Statistic, name: str, theirs: Tensor) -> None:
 class ChannelMoments(Statistic):
     """Mean and standard deviation of each channel over rows and positions of `(B, C, ...)`, in float64.
 
-    Sums of first and second powers are kept, so that merging is exact up to rounding. A standard deviation under a
-    millionth of the mean is lost in that rounding.
+    Sums of first and second powers are kept: a deviation under a millionth of the mean is lost in rounding.
     """
 
     state = {"count": SUM, "total": SUM, "square": SUM}
