@@ -82,6 +82,12 @@ def test_what_is_no_module_is_refused() -> None:
             cs.Network(given)  # type: ignore[arg-type]
 
 
+def test_parameters_without_values_are_refused() -> None:
+    for empty in (nn.LazyConv2d(4, 3), nn.Conv2d(3, 4, 3, device="meta")):
+        with pytest.raises(cs.UsageError, match="parameters without values"):
+            cs.Network(nn.Sequential(empty))
+
+
 # ---- the hash
 def test_the_hash_changes_with_any_weight_or_buffer() -> None:
     net = network()
@@ -355,6 +361,11 @@ def test_an_open_choice_of_outputs_is_named() -> None:
         net.predict(torch.zeros(1, 3, 4, 4))
     with pytest.raises(cs.UsageError, match="choose one"):
         cs.Network(Returns(lambda z: {"a": z, "b": z}), output="c").predict(torch.zeros(1, 3, 4, 4))
+
+
+def test_no_tensor_at_all_says_so() -> None:
+    with pytest.raises(cs.UsageError, match="returns no tensor but a NoneType"):
+        cs.Network(Returns(lambda z: None)).predict(torch.zeros(1, 3, 4, 4))
 
 
 # ---- targets by name

@@ -98,6 +98,8 @@ class Network:
     ) -> None:
         if not isinstance(module, nn.Module):
             raise UsageError(f"a network is a torch.nn.Module; got {type(module).__name__}")
+        if any(t.is_meta or nn.parameter.is_lazy(t) for t in _tensors(module)):
+            raise UsageError("the network has parameters without values (lazy, or on the meta device); load its weights first")
         self.module = module
         self.size = None if size is None else _two(size)
         self._takes = channels or _channels(module)
@@ -167,7 +169,9 @@ class Network:
         names = [k for k in ("logits", "out", "output") if k in tensors] if self.output is None else []
         if self.output is None and (names or len(tensors) == 1):
             return tensors[names[0]] if names else next(iter(tensors.values()))
-        known = ", ".join(repr(k) for k in tensors) or f"none in a {type(output).__name__}"
+        if not tensors:
+            raise UsageError(f"the network returns no tensor but a {type(output).__name__}; wrap it so that it returns one")
+        known = ", ".join(repr(k) for k in tensors)
         raise UsageError(f"the network returns several tensors ({known}); choose one with Network(module, output=...)")
 
     # ---- pictures in, pictures out
@@ -364,16 +368,3 @@ def _row(entry: Any) -> Layer:
     stride, offset = (None if v is None or None in v else v for v in (stride, offset))
     exact = field is not None and field.exact
     return Layer(entry.address, entry.operator, entry.shape, size, stride, offset, exact, entry.parameters)
-
-
-def load(name: str, **settings: Any) -> Network:
-    """A network by name.
-
-    `"scenes"` and `"scenes-watermark"` ship with the package; `"torchvision:resnet18"` and `"timm:resnet18"` come from
-    those libraries with their weights, transforms and category names; a path to a `.safetensors` or state-dict file needs
-    `arch="torchvision:resnet18"`. `weights=None` gives random weights; `allow_partial=True` accepts a file that does not
-    match completely. Raises UsageError for an unknown name, LoadError for weights that cannot be loaded.
-    """
-    from convoscope.loading import load_network
-
-    return load_network(name, **settings)
