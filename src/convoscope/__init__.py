@@ -11,17 +11,21 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
-    "network": ["Network", "load"],
+    "loading": ["load"],
+    "network": ["Network"],
     "method": ["Method", "explain", "methods"],
-    "results": ["Attribution", "cite"],
+    "citation": ["cite"],
+    "results": ["Attribution"],
     "targets": ["Channel", "Direction", "Layer", "Logit", "Margin", "Neuron", "Probability", "Target"],
     "attribution": [
-        "CAM", "Deconvnet", "GradCAM", "Gradient", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "LRP", "Occlusion",
-        "SmoothGrad",
+        "CAM", "Deconvnet", "GradCAM", "Gradient", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "LRP",
+        "Occlusion", "SmoothGrad",
     ],
     "rules": ["Composite", "Rule"],
     "core.statistic": ["Statistic"],
-    "core.errors": ["AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError"],
+    "core.errors": [
+        "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
+    ],
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = sorted(_HOME)

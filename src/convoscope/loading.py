@@ -31,11 +31,18 @@ _UNREAD = {
 }
 
 
-def load_network(
+def load(
     name: str, *, weights: str | None = "default", arch: str | None = None, classes: int | None = None,
     categories: Sequence[str] | None = None, allow_partial: bool = False, progress: Callable[[str], None] | None = None,
 ) -> Network:  # fmt: skip
-    """See `convoscope.load`. `progress` receives lines of text; by default they go to stderr."""
+    """A network by name.
+
+    `"scenes"` and `"scenes-watermark"` ship with the package; `"torchvision:resnet18"` and `"timm:resnet18"` come from
+    those libraries with their weights, transforms and category names; a path to a `.safetensors` or state-dict file needs
+    `arch="torchvision:resnet18"`. `weights=None` gives random weights; `allow_partial=True` accepts a file that does not
+    match completely, `classes` sets the number of classes, `progress` receives lines of text (default: they go to stderr).
+    Raises UsageError for an unknown name, LoadError for weights that cannot be loaded.
+    """
     if not isinstance(name, str | Path):
         raise UsageError(
             f"a network is loaded by name; got {type(name).__name__}; wrap a module with convoscope.Network(module, ...)"

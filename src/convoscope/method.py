@@ -93,7 +93,7 @@ def explain(
     values = torch.cat(maps).to(device)
     session.notes["evaluations"] = session.evaluations
     session.notes["seconds"] = time.perf_counter() - started
-    return Attribution(values, method, session.target, session.at, seed, network, tuple(x.shape[2:]), session.notes)
+    return Attribution(values, method, session.target, session.at, seed, network, x, session.notes)
 
 
 def vars_of(spec: Spec) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from convoscope.citation import cite
 from convoscope.core.errors import UsageError
 from convoscope.core.spec import fields_of
 from convoscope.files import check_writable, replaced
@@ -50,8 +51,6 @@ def build_report(
     command: str = "",
 ) -> html.Report:
     """A report on the inputs `x` (B, C, H, W), called `names`, and what explains them; `page` makes HTML of it."""
-    from convoscope.results import cite
-
     device = next(iter(network.module.parameters()), torch.empty(0)).device
     return html.Report(
         title or f"{network.name} explained",

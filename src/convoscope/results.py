@@ -20,17 +20,18 @@ Reduction = Literal["sum", "max-abs", "l2"]
 
 
 class Attribution:
-    """Raw, signed values `(B, C, H, W)` of each image, with method, target, address, seed, network and diagnostics.
+    """Raw, signed values `(B, C, H, W)` of each image, with method, target, address, seed, network, inputs and diagnostics.
 
     Values of class activation maps are `(B, 1, h, w)` at the resolution of their layer.
     """
 
     def __init__(
-        self, values: Tensor, method: Spec, target: Target, at: str, seed: int, network: Network,
-        size: tuple[int, ...], diagnostics: dict[str, Any],
+        self, values: Tensor, method: Spec, target: Target, at: str, seed: int, network: Network, inputs: Tensor,
+        diagnostics: dict[str, Any],
     ) -> None:  # fmt: skip
         self.values, self.method, self.target, self.at, self.seed = values, method, target, at, seed
-        self.network, self.size, self.diagnostics = network, size, diagnostics
+        self.network, self.inputs, self.diagnostics = network, inputs, diagnostics
+        self.size = tuple(inputs.shape[2:])
         self.network_name, self.network_hash = network.name, network.hash
 
     def __repr__(self) -> str:
@@ -69,8 +70,7 @@ class Attribution:
     def _placed(self, maps: Tensor) -> Tensor:
         """Maps of a layer's units at input size, each unit at the center of what it sees."""
         address = self.diagnostics.get("layer", self.at)
-        inputs = torch.zeros(1, self.network.channels, *self.size, device=self.network.device, dtype=self.network.dtype)
-        field = next((e.field for e in self.network.trace(inputs).entries if e.address == address), None)
+        field = next((e.field for e in self.network.trace(self.inputs).entries if e.address == address), None)
         known = field is not None and not field.whole and None not in field.stride and field.grid == tuple(maps.shape[2:])
         for axis, pixels in enumerate(self.size):
             units = maps.shape[2 + axis]
@@ -88,16 +88,19 @@ class Attribution:
         return picture(self, over, range(len(self)) if index is None else [index])
 
     def save(self, path: str | Path, over: Tensor | None = None) -> Path:
-        """Writes the picture (`.png`) or the values with all that made them (`.safetensors`); the file is whole or absent."""
+        """Writes the maps over the images (`.png`) or the values with all that made them (`.safetensors`).
+
+        The file is whole or absent. `over` defaults to the inputs explained.
+        """
         from convoscope.report import save
 
-        return save(self, Path(path), over)
+        return save(self, Path(path), self.inputs if over is None else over)
 
     def to_html(self, over: Tensor | None = None) -> str:
-        """A fragment of HTML with the maps, their scales and the diagnostics."""
+        """A fragment of HTML with the maps over the images (default: the inputs explained), scales and diagnostics."""
         from convoscope.report import fragment_of
 
-        return fragment_of(self, over)
+        return fragment_of(self, self.inputs if over is None else over)
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -123,24 +126,6 @@ def _between(maps: Tensor, axis: int, places: Tensor) -> Tensor:
     low = places.floor().long().clamp(max=max(units - 2, 0))
     weight = (places - low).view(-1, *[1] * (maps.dim() - 1 - axis))
     return torch.lerp(maps.index_select(axis, low), maps.index_select(axis, (low + 1).clamp(max=units - 1)), weight)
-
-
-def cite(*things: Any) -> str:
-    """BibTeX of the papers behind attributions, methods or anything else that names one, each once."""
-    found: dict[str, str] = {}
-    for thing in things:
-        spec = getattr(thing, "method", thing)
-        for part in _parts(spec):
-            if part.paper is not None:
-                found[part.paper.key] = part.paper.bibtex()
-    return "\n\n".join(found.values())
-
-
-def _parts(spec: Any) -> list[Any]:
-    if not (isinstance(spec, Spec) or (isinstance(spec, type) and issubclass(spec, Spec))):
-        raise UsageError(f"nothing to cite in {spec!r}; give an attribution or a method")
-    inner = vars(spec).values() if isinstance(spec, Spec) else ()
-    return [spec, *(p for v in inner if isinstance(v, Spec) for p in _parts(v))]
 
 
 def _short(value: Any) -> str:

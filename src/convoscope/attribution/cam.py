@@ -53,8 +53,8 @@ class CAM(Method):
         tail = [name for name in probe.tail(layer) if name not in SHAPES]
         if not (len(tail) == 2 and tail[0] in POOLS and tail[1] in ("linear", "addmm", "conv2d")):
             raise UnsupportedError(
-                f"CAM needs global average pooling and one linear layer after the last feature map; after {layer!r} this network "
-                f"runs {', '.join(tail) or 'nothing'}. Grad-CAM works on any network"
+                f"CAM needs global average pooling and one linear layer after the last feature map; after {layer!r} this "
+                f"network runs {', '.join(tail) or 'nothing'}. Grad-CAM works on any network"
             )
         values, gradients = probe.activations_and_gradients(x, layer)
         return (gradients.sum((2, 3), keepdim=True) * values).sum(1, keepdim=True)
@@ -80,7 +80,7 @@ class GradCAM(Method):
         "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", "ICCV", 2017, "1610.02391",
     )  # fmt: skip
     about = About(
-        "decision", "where the image holds evidence for the class", "1 forward + the backward pass to the layer", "any CNN, any layer",
+        "decision", "where the image holds evidence for the class", "1 forward + backward to the layer", "any CNN, any layer",
         "as coarse as the layer; averaging gradients can mislead in early layers",
     )  # fmt: skip
 

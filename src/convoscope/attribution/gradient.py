@@ -9,7 +9,8 @@ from convoscope.network import Images
 
 SIMONYAN = Paper(
     "simonyan2014deep", "Simonyan, Karen and Vedaldi, Andrea and Zisserman, Andrew",
-    "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps", "ICLR Workshop", 2014, "1312.6034",
+    "Deep Inside Convolutional Networks: Visualising Image Classification Models and Saliency Maps",
+    "ICLR Workshop", 2014, "1312.6034",
 )  # fmt: skip
 
 
@@ -42,7 +43,8 @@ class InputXGradient(Method):
     title = "Input x gradient"
     paper = Paper(
         "shrikumar2016not", "Shrikumar, Avanti and Greenside, Peyton and Shcherbina, Anna and Kundaje, Anshul",
-        "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences", "arXiv", 2016, "1605.01713",
+        "Not Just a Black Box: Learning Important Features Through Propagating Activation Differences",
+        "arXiv", 2016, "1605.01713",
     )  # fmt: skip
     about = About(
         "decision", "what each pixel contributes, to first order", "1 forward + 1 backward", "any differentiable network",

@@ -37,7 +37,7 @@ class Occlusion(Method):
         "ECCV", 2014, "1311.2901",
     )  # fmt: skip
     about = About(
-        "decision", "what the score loses when a part is hidden", "one forward per window", "any network, also without gradients",
+        "decision", "what the score loses when a part is hidden", "1 forward per window", "any network, also without gradients",
         "slow; depends on the size of the window and on what fills it",
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def load_network(
     model: str, arch: str | None = None, weights: str | None = None, partial: bool = False, device: str | None = None
 ) -> "Network":
     """The network that `--model`, `--arch`, `--weights` and `--allow-partial` name, on `--device`."""
-    from convoscope.network import load
+    from convoscope.loading import load
 
     place = find_device(device)
     settings = {"weights": None if weights.lower() == "none" else weights} if weights else {}

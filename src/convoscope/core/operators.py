@@ -106,11 +106,9 @@ class Call:
             last.endswith("_") and not last.endswith("__")
         ):
             return True
-        if last == "__setitem__":
+        if last == "__setitem__" or self.kwargs.get("inplace") is True:
             return True
-        return self.kwargs.get("inplace") is True or (
-            self.name in ACTIVATIONS | {"dropout"} and self.args and self.args[-1] is True
-        )
+        return self.name in ACTIVATIONS | {"dropout"} and len(self.args) > 1 and self.args[-1] is True
 
     @property
     def grouped(self) -> bool:

@@ -108,7 +108,7 @@ class Probe:
 
     # ---- what a method needs besides
     def baseline(self, which: Any, x: Tensor) -> Tensor:
-        """The baseline of each row by name, number or tensor, in the space of `x`: at a layer, its value for the baseline image."""
+        """The baseline of each row by name, number or tensor, in the space of `x` (at a layer: that of the baseline image)."""
         if self.session.baseline is None:
             raise UsageError("this probe knows no input space")
         return self.session.baseline(which, x, self)

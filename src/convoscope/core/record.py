@@ -115,8 +115,8 @@ class _Recording(TorchFunctionMode):
         for module in [self.root, *hooked] if self.operators else hooked:
             if SCRIPTED in {c.__name__ for c in type(module).__mro__}:
                 raise UnsupportedError(
-                    f"{self.names[module] or 'the network'} is TorchScript, which hides its operators; pass the nn.Module it was "
-                    "made from"
+                    f"{self.names[module] or 'the network'} is TorchScript, which hides its operators; pass the nn.Module it "
+                    "was made from"
                 )
         with contextlib.ExitStack() as stack:
             for module in hooked:
