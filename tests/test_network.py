@@ -41,6 +41,11 @@ class Returns(nn.Module):
         return self.make(self.conv(x).mean((2, 3)))
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
 # ---- what it is
 def test_a_network_is_the_users_module_and_its_input_space() -> None:
     own = module()

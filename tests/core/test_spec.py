@@ -179,6 +179,7 @@ def test_specs_differ_by_class_and_by_every_setting() -> None:
     zeros = torch.zeros(2)
     different += [Box(1, lid) for lid in (zeros, zeros.double(), zeros[None], zeros + 1)]
     assert len(set(different)) == len(different)
+    assert not any(a == b for i, a in enumerate(different) for b in different[i + 1 :])
     assert HTTPHammer(weight=2) == HTTPHammer(weight=2.0)
     assert hash(HTTPHammer(weight=2)) == hash(HTTPHammer(weight=2.0))
     assert HTTPHammer() != "http-hammer"
