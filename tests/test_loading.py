@@ -352,17 +352,16 @@ def test_timm_without_cache_and_network_does_not_hang() -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_timm_weights_come_from_the_hubs_cache_without_network(tmp_path: Path) -> None:
+def test_timm_weights_come_from_the_hubs_cache_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timm = pytest.importorskip("timm")
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda *a, **k: pytest.fail("asks the hub for what is there"))
     module = timm.create_model("resnet10t", pretrained=False).eval()
     folder = tmp_path / "hub" / "models--timm--resnet10t.c3_in1k"
     (folder / "snapshots" / "abc").mkdir(parents=True)
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text("abc")
     save_file(module.state_dict(), folder / "snapshots" / "abc" / "model.safetensors")
-    started = time.perf_counter()
     net = cs.load("timm:resnet10t")
-    assert time.perf_counter() - started < 5  # without asking the hub first, and again, whether it is still the newest
     assert net.hash == cs.Network(module).hash
     assert net.name == "timm:resnet10t"
     assert len(net.categories) == 1000
