@@ -190,7 +190,6 @@ def test_what_the_network_does_in_place_does_not_reach_what_was_captured() -> No
         assert torch.equal(record(net, X, (name,))[name], found[name]), name
 
 
-@pytest.mark.xfail(strict=True, reason="the clone of a view is handed on")
 def test_capturing_a_view_changes_nothing() -> None:
     def run(s: Net, x: Tensor) -> Tensor:
         h = x * 1

@@ -174,6 +174,8 @@ class Call:
         mean, variance, weight = given.get("running_mean"), given.get("running_var"), self.weight
         if given.get("training") or mean is None or variance is None or weight is None or "transpose" in self.name:
             return None
+        if self.name == "linear" and norm.x.dim() != 2:  # a batch norm goes by axis 1, a linear operator by the last
+            return None
         scale = torch.rsqrt(variance + given.get("eps", 1e-5))
         if given.get("weight") is not None:
             scale = scale * given["weight"]
@@ -323,7 +325,7 @@ class Rewriter:
             if tensor not in self._seen:
                 raise UnsupportedError(
                     f"what {name!r} at {address!r} receives comes from an operator that cannot be seen (TorchScript, a custom "
-                    "autograd.Function, checkpointing); rules would miss it. Gradient and integrated-gradients work"
+                    "autograd.Function, checkpointing); rules would miss it. Methods without rules may work"
                 )
             if tensor in self._values:
                 self._values[tensor].read = True

@@ -217,9 +217,20 @@ class Probe:
             scores = self._target(found)
         gradient = None
         if scores.requires_grad:
-            (gradient,) = torch.autograd.grad(scores.sum(), leaf, allow_unused=True)
+            gradient = _derivative(scores, leaf)
         if gradient is None:
             raise UnsupportedError(
                 f"the target does not depend on {at!r}: it comes before, or the network cuts the gradient in between"
             )
         return found[at].detach(), gradient, scores.detach()
+
+
+def _derivative(scores: Tensor, leaf: Tensor) -> Tensor | None:
+    try:
+        return torch.autograd.grad(scores.sum(), leaf, allow_unused=True)[0]
+    except RuntimeError as error:
+        line = str(error).strip().splitlines()[0]
+        if "inplace operation" in line or "heckpoint" in line + type(error).__name__:
+            message = f"the network cannot be run backwards: {line}; methods such as occlusion need not"
+            raise UnsupportedError(message) from error
+        raise

@@ -233,20 +233,24 @@ class _Recording(TorchFunctionMode):
         kept = handed = self.edits[address](output) if address in self.edits else output
         self.open.discard(address)
         if address in self.wanted:
-            shared = kept is output and (output._is_view() or any(t is output for t, _ in before))
-            if address in self.graph and not kept.requires_grad:
-                kept = (kept.detach().clone() if shared else kept.detach()).requires_grad_()
-            elif shared:
-                kept = kept.clone()
+            kept = self._captured(address, kept, shared=output._is_view() or any(t is output for t, _ in before))
             self._store(address, kept)
             if self.done:
                 raise _Stop
-            handed = kept.clone()
+            handed = kept.clone() if address in self.graph else handed
         if overwritten:
             handed = output.copy_(handed)
         if self.rewriter is not None:
             self.rewriter.saw(handed)
         return handed
+
+    def _captured(self, address: str, tensor: Tensor, shared: bool) -> Tensor:
+        """What is kept of a tensor: itself where a gradient is to pass through it, else a copy beside the network's own."""
+        if address not in self.graph:
+            return tensor.clone()
+        if not tensor.requires_grad:
+            return (tensor.detach().clone() if shared else tensor.detach()).requires_grad_()
+        return tensor.clone() if shared else tensor
 
 
 def _versions(*values: Any) -> list[tuple[Tensor, int]]:

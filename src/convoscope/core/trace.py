@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convoscope.core.geometry import Field, Geometry
+from convoscope.core.operators import tensors_in
 from convoscope.core.record import Observer, record
 
 
@@ -25,7 +26,7 @@ class Entry:
 
 @dataclass
 class Trace(Observer):
-    """What one forward pass ran. `operators` lists (name, step) of every operator call."""
+    """What one forward pass ran. `operators` lists the names of the calls that the signal went through."""
 
     geometry: Geometry
     entries: list[Entry] = field(default_factory=list)
@@ -33,7 +34,8 @@ class Trace(Observer):
 
     def operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self.geometry.observe(name, args, kwargs, output)
-        self.operators.append(name)
+        if any(t in self.geometry.reaches for t in tensors_in(output)):
+            self.operators.append(name)
 
     def value(self, address: str, operator: str, module: nn.Module | None, output: Tensor) -> None:
         own = 0 if module is None else sum(p.numel() for p in module.parameters())
