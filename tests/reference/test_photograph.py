@@ -40,8 +40,8 @@ def test_grad_cam_lies_on_the_animal(network: cs.Network, photograph: torch.Tens
 
 
 FINE = (
-    cs.LRP(), cs.LRP(composite="epsilon"), cs.IntegratedGradients(steps=16), cs.GuidedBackprop(),
-    cs.Occlusion(window=56, stride=28),
+    cs.LRP(), cs.LRP(composite="epsilon"), cs.IntegratedGradients(steps=8), cs.GuidedBackprop(),
+    cs.Occlusion(window=64, stride=40),
 )  # fmt: skip
 
 
