@@ -103,3 +103,33 @@ def test_cite_names_each_paper_once(net: cs.Network, x: torch.Tensor) -> None:
     assert cs.cite() == ""
     with pytest.raises(cs.UsageError, match="nothing to cite in 3"):
         cs.cite(3)
+
+
+def test_coarse_maps_lie_where_their_units_look() -> None:
+    """A stack of padded convolutions of stride 2: unit i is centered on pixel 4 i, not on the middle of its quarter."""
+    layers = [nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = cs.Network(nn.Sequential(*layers, nn.Linear(4, 2)), size=32)
+    found = cs.explain(net, torch.rand(1, 3, 32, 32), cs.GradCAM(layer="2"), 0)
+    found.values = torch.zeros(1, 1, 8, 8)
+    found.values[0, 0, 3, 5] = 1
+    heatmap = found.heatmap()[0]
+    assert heatmap.argmax() == 12 * 32 + 20
+    assert heatmap.max() == 1
+    assert heatmap[12, 18] == 0.5
+    assert heatmap[12, 24] == 0
+
+
+def test_maps_of_units_that_see_everything_are_spread_evenly() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            y = y * y.mean((2, 3), keepdim=True).sigmoid()
+            return self.head(y.mean((2, 3)))
+
+    found = cs.explain(cs.Network(Gated(), size=16), torch.rand(1, 3, 16, 16), cs.GradCAM(layer="mul"), 0)
+    expected = nn.functional.interpolate(found.values, (16, 16), mode="bilinear", align_corners=False)
+    assert torch.allclose(found.heatmap(), expected[:, 0], atol=1e-7)

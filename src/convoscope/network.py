@@ -141,7 +141,7 @@ class Network:
     def hash(self) -> str:
         """Sixteen digits that change with any weight or buffer."""
         state = dict(self.plain.state_dict())
-        version = tuple((k, t.data_ptr(), _sum(t)) for k, t in state.items() if isinstance(t, Tensor))
+        version = _version({k: t for k, t in state.items() if isinstance(t, Tensor)})
         if self._hash[0] != version:
             digest = hashlib.blake2b(digest_size=8)
             for key, tensor in state.items():
@@ -336,12 +336,19 @@ def _per_channel(values: Sequence[float] | float | None, default: float, channel
     return found
 
 
-def _sum(tensor: Tensor) -> tuple[int, int]:
-    """A sum that any change of one value changes, at the speed of memory."""
+def _version(state: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """What any change of one value changes, also through `.data`, at the speed of memory and read from the device at once."""
+    sums = [s.cpu() if len({t.device for t in state.values()}) > 1 else s for t in state.values() for s in _sums(t)]
+    counts = torch.stack(sums).tolist() if sums else []
+    places = tuple((k, t.data_ptr(), 0 if t.is_inference() else t._version) for k, t in state.items())
+    return (*places, *counts)
+
+
+def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
     raw = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
     words = raw[: len(raw) // 8 * 8]
     words = words.clone() if words.storage_offset() % 8 else words
-    return int(words.view(torch.int64).sum()), int(raw[len(words) :].sum())
+    return words.view(torch.int64).sum(), raw[len(words) :].sum()
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from torch import Tensor
 
-from convoscope.core.errors import UsageError
+from convoscope.core.errors import SpecError, UsageError
 from convoscope.core.probe import Probe
 from convoscope.core.spec import About, AtLeast, Paper
 from convoscope.method import Maps, Method
@@ -23,11 +23,11 @@ class Occlusion(Method):
     """How much the target falls when a window around a pixel is hidden: the mean over all windows that cover it.
 
     Zeiler and Fergus 2014, section 4.2. Units: those of the target. Windows start every `stride` pixels, and a last one ends
-    at the edge.
+    at the edge. Raises SpecError for a stride above the window, which would never hide the pixels in between.
     """
 
     window: Annotated[int, "side of the window, in pixels", AtLeast(1)] = 32
-    stride: Annotated[int, "distance between windows, in pixels", AtLeast(1)] = 16
+    stride: Annotated[int | None, "distance between windows, in pixels; none is half the window", AtLeast(1)] = None
     fill: Annotated[Fill, "what hides: a name, a number or a tensor in input space"] = "mean"
 
     title, unit = "Occlusion", "{target} lost when hidden"
@@ -59,9 +59,14 @@ class Occlusion(Method):
     def _windows(self, x: Images) -> list[tuple[slice, slice]]:
         if x.dim() != 4:
             raise UsageError(f"occlusion hides windows of (images, channels, rows, columns); got shape {tuple(x.shape)}")
+        stride = max(1, self.window // 2) if self.stride is None else self.stride
+        if stride > self.window:
+            raise SpecError(
+                f"occlusion: stride {stride} leaves pixels between windows of {self.window}; expected at most the window"
+            )
         height, width = x.shape[2:]
         tall, wide = min(self.window, height), min(self.window, width)
-        rows, columns = window_starts(height, tall, self.stride), window_starts(width, wide, self.stride)
+        rows, columns = window_starts(height, tall, stride), window_starts(width, wide, stride)
         return [(slice(i, i + tall), slice(j, j + wide)) for i in rows for j in columns]
 
     def evaluations(self, x: Images) -> int:
