@@ -79,7 +79,7 @@ def explain(
         raise UsageError(f"batch_size is {batch_size}; expected at least 1")
     device = x.device if isinstance(x, Tensor) else network.device
     with undisturbed(network.plain):
-        x = network.check(x if isinstance(x, Tensor) else network.read(x)).clone()  # usable outside inference mode
+        x = network.check(x if isinstance(x, Tensor) else network.read(x)).clone()  # ours, and usable outside inference mode
         if at is not None and "layer" in [f.name for f in fields_of(type(method))]:
             method, at = method.make({**vars_of(method), "layer": at}), None
         session = Session(network.plain, x, network.target(target), at or "input", batch_size, seed, network.head)
@@ -103,7 +103,7 @@ def vars_of(spec: Spec) -> dict[str, Any]:
 
 def _chunk(method: Method, session: Session, rows: Tensor) -> Tensor:
     probe = Probe(session, rows, tuple((int(i),) for i in rows))
-    x = session.images[rows.to(session.images.device)]
+    x = session.images[int(rows[0]) : int(rows[-1]) + 1]
     if session.at != "input":
         with torch.no_grad():
             x = record(session.module, x, (session.at,), head=session.head)[session.at]

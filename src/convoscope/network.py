@@ -1,7 +1,7 @@
 """A network: any `nn.Module` plus its input space. Loading by name, reading pictures, predicting, listing layers."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -338,17 +338,20 @@ def _per_channel(values: Sequence[float] | float | None, default: float, channel
 
 def _version(state: Mapping[str, Tensor]) -> tuple[Any, ...]:
     """What any change of one value changes, also through `.data`, at the speed of memory and read from the device at once."""
-    sums = [s.cpu() if len({t.device for t in state.values()}) > 1 else s for t in state.values() for s in _sums(t)]
-    counts = torch.stack(sums).tolist() if sums else []
+    sums = [s for t in state.values() for s in _sums(t.detach().reshape(-1))]
+    spread = len({s.device for s in sums}) > 1
+    counts = torch.stack([s.cpu() for s in sums] if spread else sums).tolist() if sums else []
     places = tuple((k, t.data_ptr(), 0 if t.is_inference() else t._version) for k, t in state.items())
     return (*places, *counts)
 
 
-def _sums(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    raw = tensor.detach().reshape(-1).contiguous().view(torch.uint8)
-    words = raw[: len(raw) // 8 * 8]
-    words = words.clone() if words.storage_offset() % 8 else words
-    return words.view(torch.int64).sum(), raw[len(words) :].sum()
+def _sums(values: Tensor) -> Iterator[Tensor]:
+    size = values.element_size()
+    whole = len(values) * size // 8 * 8 // size
+    words = values[:whole]
+    yield (words.clone() if words.storage_offset() * size % 8 else words).view(torch.int64).sum()
+    if whole < len(values):
+        yield values[whole:].clone().view(torch.uint8).sum()
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
