@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import convoscope as cs
-from convoscope.report import as_python, build_report, check, page, pictures_of, target_text, title_of
+from convoscope.report import as_python, build_report, check, facts, page, pictures_of, target_text, title_of
 
 
 @pytest.fixture(scope="module")
@@ -117,3 +117,13 @@ def test_a_map_of_zeros_is_drawn_and_says_so(network: cs.Network) -> None:
     a = cs.explain(network, x, "input-x-gradient")
     assert "zero everywhere" in page(build_report(network, x, ["black"], [a]))
     assert a.image(over=x).width > 200
+
+
+def test_activations_that_a_method_does_not_cover_are_named() -> None:
+    layers = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    net = cs.Network(nn.Sequential(*layers, nn.Linear(4, 2)), size=12)
+    found = cs.explain(net, torch.rand(1, 3, 12, 12), "guided-backprop", 0)
+    fact = next(f for f in facts(found, 0) if f.label == "not covered")
+    assert (fact.value, fact.mark) == ("1 activation", "warn")
+    assert fact.note.endswith("such as 3")
+    assert all(f.label != "not covered" for f in facts(cs.explain(net, torch.rand(1, 3, 12, 12), "gradient", 0), 0))

@@ -113,7 +113,7 @@ def _chunk(method: Method, session: Session, rows: Tensor) -> Tensor:
 
 def _resolve(session: Session) -> None:
     target = session.target
-    if not target.open:  # type: ignore[attr-defined]
+    if not target.open:
         return
     with torch.no_grad():
         parts = [
@@ -122,7 +122,7 @@ def _resolve(session: Session) -> None:
     session.evaluations += len(session.images)
     whole = type(parts[0])({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
     whole.rows = torch.arange(len(session.images))
-    session.target = target.resolve(whole)  # type: ignore[attr-defined]
+    session.target = target.resolve(whole)
 
 
 def _last_spatial(network: Network, x: Tensor) -> str:

@@ -125,6 +125,9 @@ def facts(attribution: "Attribution", index: int) -> list[html.Fact]:
         if text:
             mark = "" if relative is None or GOOD < relative <= BAD else "good" if relative <= GOOD else "warn"
             found.append(html.Fact(name, text, mark, meaning))
+    if others := diagnostics.get("activations with their ordinary gradient"):
+        meaning = f"activations that are no ReLU kept their ordinary gradient, such as {others[0]}"
+        found.append(html.Fact("not covered", f"{len(others)} activation{'s' * (len(others) > 1)}", "warn", meaning))
     if "evaluations" in diagnostics:
         count = round(diagnostics["evaluations"] / max(len(attribution), 1))
         found.append(html.Fact("cost", f"{count} {'evaluation' if count == 1 else 'evaluations'}"))

@@ -10,7 +10,7 @@ from convoscope.rules.composites import DECONVNET, GUIDED
 class GuidedBackprop(Method):
     """The gradient that passes a ReLU only where both its input and the gradient that arrives are positive.
 
-    Springenberg et al. 2015, eq. 3. Every ReLU counts: of modules, of functions, in place, used many times. Activations that
+    Springenberg et al. 2015, figure 1. Every ReLU counts: of modules, of functions, in place, used many times. Activations that
     are not rectifiers keep their ordinary gradient, and the result lists them.
     """
 

@@ -35,7 +35,7 @@ class Gradient(Method):
 
 
 class InputXGradient(Method):
-    """The input times its gradient: what each value contributes to a linear network (Shrikumar et al. 2016, section 2).
+    """The input times its gradient: what each value contributes to a linear network (Shrikumar et al. 2016).
 
     Units: those of the target. Depends on where zero lies in input space.
     """

@@ -18,9 +18,12 @@ Progress = Callable[[int], None]
 
 
 class Scoring(Protocol):
-    """What a probe needs of a target: where it looks, and one number per row."""
+    """What a session needs of a target: where it looks, one number per row, and what the clean pass is to fix."""
 
+    @property
+    def open(self) -> bool: ...
     def addresses(self) -> tuple[str, ...]: ...
+    def resolve(self, activations: Activations) -> Any: ...
     def __call__(self, activations: Activations) -> Tensor: ...
 
 

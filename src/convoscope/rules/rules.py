@@ -92,7 +92,7 @@ class Gate(Rule):
 
 
 class Normalize(Rule):
-    """Layer and group normalization with the deviation held constant, so that it is linear (Ali et al. 2022, eq. 12)."""
+    """Layer and group normalization with the deviation held constant, so that it is linear (Ali et al. 2022)."""
 
     def __call__(self, call: Call) -> Tensor:
         return call.redirect(self._pull)
@@ -109,7 +109,7 @@ class Normalize(Rule):
 
 
 class Guided(Rule):
-    """The ordinary gradient of a rectifier where the one that arrives is positive (Springenberg et al. 2015, eq. 3)."""
+    """The ordinary gradient of a rectifier where the one that arrives is positive (Springenberg et al. 2015, figure 1)."""
 
     def __call__(self, call: Call) -> Tensor:
         value = call.native()
@@ -118,7 +118,7 @@ class Guided(Rule):
 
 
 class Rectify(Rule):
-    """The positive part of the gradient that arrives, wherever the rectifier was open (Zeiler and Fergus 2014, section 2.1)."""
+    """The positive part of the gradient that arrives, whether the rectifier was open or not (Zeiler and Fergus 2014, 2.1)."""
 
     def __call__(self, call: Call) -> Tensor:
         return call.redirect(lambda call, value, gradient: gradient.clamp(min=0))
