@@ -1,11 +1,17 @@
-"""The cost of attribution methods in units of one forward plus backward pass, for convoscope, captum and zennit side by side.
+"""The cost of attribution methods beside captum, zennit, grad-cam, torchcam, shap, lime and saliency, in one run.
 
-    python benchmarks/attribution.py [--batch 8] [--size 224] [--threads 2] [--repeats 5] [--device cpu] [--only lrp]
+    python -m benchmarks.attribution [--only lrp,occlusion] [--networks resnet18,vgg16] [--repeats 7] [--quick] [--json]
 
-The network is torchvision's resnet18 with random weights, in evaluation mode, its parameters frozen; nothing is downloaded. A
-unit is one forward pass of the batch and the gradient of the target with respect to it. In every round the unit is measured
-before and after each method, and the libraries take turns; a cell is the median over rounds of time / unit, with the smallest
-and the largest. Methods of many passes are divided by their number, and get the same rows per pass from every library.
+ResNet-18 and SqueezeNet 1.1 have the weights of ImageNet if `TORCH_HOME` holds them, else random ones like VGG-16; nothing is
+downloaded. Images are scenes of the package, 224 pixels, four at a time (VGG-16: one), one for methods that hide parts.
+
+Every library does the same work on a copy of the same network: the same images and class, as many steps, samples, windows or
+masked pictures, `rows` of them per pass wherever a library lets one choose, regions that are given. What belongs to the size of
+the picture alone is made before (the tree of shap's boxes, our trace of the network). captum's occlusion gets the fastest of
+its settings, found in the run. In every round the libraries take turns between two units, a unit being a forward and backward
+pass of the images; a ratio is the median over rounds of the ratio within a round. Long lines get at most two rounds, and no run
+before that is not counted. A goal without a name is meant for every peer: nothing is to be slower; a ratio between 0.95 and 1
+counts as equal. At the end stand the goals that were missed. All of it takes about half an hour on two cores.
 """
 
 import argparse
@@ -15,242 +21,102 @@ import os
 import platform
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-LIBRARIES = ("convoscope", "captum", "zennit")
-Run = Callable[[], Any]
+PACKAGES = (
+    "torch", "torchvision", "numpy", "convoscope", "captum", "zennit", "grad-cam", "torchcam", "shap", "lime", "saliency",
+)  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=8, help="images in the batch")
-    parser.add_argument("--size", type=int, default=224, help="height and width in pixels")
-    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--only", default="", help="how the names of the methods to measure begin, with commas: gradient,lrp")
+    parser.add_argument("--only", default="", help="how the names of the lines to measure begin, with commas: gradient,lrp")
+    parser.add_argument("--networks", default="resnet18,squeezenet1_1,vgg16", help="with commas")
     parser.add_argument("--without", default="", help="libraries to leave out, with commas")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds, at most")
+    parser.add_argument("--batch", type=int, default=4, help="images at a time; VGG-16 gets one")
+    parser.add_argument("--size", type=int, default=224, help="height and width in pixels, a multiple of 8")
+    parser.add_argument("--threads", type=int, default=2, help="threads of PyTorch")
+    parser.add_argument("--quick", action="store_true", help="small pictures, few steps and rounds: does it run at all?")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON")
     return parser.parse_args()
 
 
-@dataclass
-class Case:
-    """One line of the table; `passes` is what times are divided by, `goal` the most units we allow ourselves."""
-
-    name: str
-    runs: dict[str, Run]
-    passes: int = 1
-    goal: float | None = None
-    ratios: dict[str, list[float]] = field(default_factory=dict)
-
-
-def network(device: str) -> Any:
-    """resnet18 in evaluation mode, frozen, with statistics that keep the signal alive."""
-    import torch
-
-    from convoscope.loading import import_torchvision
-
-    torch.manual_seed(0)
-    module = import_torchvision().models.resnet18(weights=None).to(device)
-    with torch.no_grad():
-        for _ in range(3):
-            module(torch.randn(8, 3, 64, 64, device=device))
-    return module.eval().requires_grad_(False)
-
-
-def ours(module: Any, x: Any, target: int, window: int) -> dict[str, Run]:
-    import convoscope as cs
-
-    net = cs.Network(module, size=x.shape[2])
-
-    def run(method: cs.Method) -> Run:
-        return lambda: cs.explain(net, x, method, target, batch_size=len(x)).values
-
-    return {
-        "gradient": run(cs.Gradient()),
-        "guided backprop": run(cs.GuidedBackprop()),
-        "deconvnet": run(cs.Deconvnet()),
-        "lrp epsilon-plus": run(cs.LRP()),
-        "lrp epsilon": run(cs.LRP(composite="epsilon")),
-        "integrated gradients, n = 32": run(cs.IntegratedGradients(steps=32, baseline=0.0)),
-        "integrated gradients, n = 50": run(cs.IntegratedGradients(steps=50, baseline=0.0)),
-        "smooth-grad, n = 8": run(cs.SmoothGrad(samples=8)),
-        "grad-cam": run(cs.GradCAM(layer="layer4")),
-        "occlusion": run(cs.Occlusion(window=window, stride=window, fill=0.0)),
-    }
-
-
-def captums(module: Any, x: Any, target: int, window: int) -> dict[str, Run]:
-    import warnings
-
-    from captum import attr
-
-    warnings.filterwarnings("ignore", module="captum")
-    path, place = attr.IntegratedGradients(module), (x.shape[1], window, window)
-
-    def integrated(steps: int) -> Run:
-        return lambda: path.attribute(
-            x, 0.0, target, n_steps=steps, method="riemann_middle", internal_batch_size=len(x), return_convergence_delta=True
-        )
-
-    return {
-        "gradient": lambda: attr.Saliency(module).attribute(x, target, abs=False),
-        "guided backprop": lambda: attr.GuidedBackprop(module).attribute(x, target),
-        "deconvnet": lambda: attr.Deconvolution(module).attribute(x, target),
-        "integrated gradients, n = 32": integrated(32),
-        "integrated gradients, n = 50": integrated(50),
-        "smooth-grad, n = 8": lambda: attr.NoiseTunnel(attr.Saliency(module)).attribute(
-            x, nt_samples=8, nt_samples_batch_size=1, stdevs=0.5, target=target, abs=False
-        ),
-        "grad-cam": lambda: attr.LayerGradCam(module, module.layer4).attribute(x, target, relu_attributions=True),
-        "occlusion": lambda: attr.Occlusion(module).attribute(x, place, strides=place, baselines=0.0, target=target),
-    }
-
-
-def zennits(module: Any, x: Any, target: int, window: int) -> dict[str, Run]:
-    import torch
-    from zennit import attribution, composites, rules, types
-    from zennit.torchvision import ResNetCanonizer
-
-    mask = torch.zeros(module.fc.out_features, device=x.device)
-    mask[target] = 1
-
-    def run(kind: Any, composite: Callable[[], Any] | None = None, **settings: Any) -> Run:
-        def call() -> Any:
-            with kind(model=module, composite=composite() if composite else None, **settings) as attributor:
-                return attributor(x, lambda output: output * mask)[1]
-
-        return call
-
-    def lrp_epsilon() -> Any:
-        linear = [(kind, rules.Epsilon(1e-9)) for kind in (types.Convolution, types.Linear)]
-        return composites.LayerMapComposite([*linear, *composites.layer_map_base()], canonizers=[ResNetCanonizer()])
-
-    return {
-        "gradient": run(attribution.Gradient),
-        "guided backprop": run(attribution.Gradient, composites.GuidedBackprop),
-        "deconvnet": run(attribution.Gradient, composites.DeconvNet),
-        "lrp epsilon-plus": run(attribution.Gradient, lambda: composites.EpsilonPlus(canonizers=[ResNetCanonizer()])),
-        "lrp epsilon": run(attribution.Gradient, lrp_epsilon),
-        "integrated gradients, n = 32": run(attribution.IntegratedGradients, n_iter=32),
-        "integrated gradients, n = 50": run(attribution.IntegratedGradients, n_iter=50),
-        "smooth-grad, n = 8": run(attribution.SmoothGrad, n_iter=8),
-        "occlusion": run(attribution.Occlusion, window=window, stride=window),
-    }
-
-
-def cases(module: Any, x: Any, target: int, left_out: list[str]) -> list[Case]:
-    window = x.shape[2] // 4
-    makers = {"convoscope": ours, "captum": captums, "zennit": zennits}
-    made: dict[str, dict[str, Run]] = {}
-    for library, make in makers.items():
-        if library not in left_out:
-            try:
-                made[library] = make(module, x, target, window)
-            except ModuleNotFoundError as error:
-                print(f"without {library}: {error}", file=sys.stderr)
-    goals = {"gradient": 1.05, "guided backprop": 1.1, "lrp epsilon-plus": 1.6}
-    goals |= {f"integrated gradients, n = {n}": 1.02 for n in (32, 50)}
-    passes = {"integrated gradients, n = 32": 32, "integrated gradients, n = 50": 50, "smooth-grad, n = 8": 8, "occlusion": 16}
-    names = list(made.get("convoscope") or ours(module, x, target, window))
-    return [
-        Case(name, {k: runs[name] for k, runs in made.items() if name in runs}, passes.get(name, 1), goals.get(name))
-        for name in names
-    ]
-
-
-def unit_of(module: Any, x: Any, target: int) -> Run:
-    """One forward pass and the gradient of the target."""
-    import torch
-
-    def run() -> Any:
-        leaf = x.detach().requires_grad_()
-        return torch.autograd.grad(module(leaf)[:, target].sum(), leaf)[0]
-
-    return run
-
-
-def seconds(run: Run, device: str) -> float:
-    import torch
-
-    wait = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
-    wait()
-    started = time.perf_counter()
-    run()
-    wait()
-    return time.perf_counter() - started
-
-
-def measure(chosen: list[Case], unit: Run, repeats: int, device: str) -> list[float]:
-    """Fills the cases' ratios; returns the seconds of all units."""
-    units: list[float] = []
-    for case in chosen:
-        for run in (unit, *case.runs.values()) if case.passes == 1 else ():
-            run()
-    for turn in range(repeats):
-        for case in chosen:
-            before = seconds(unit, device)
-            order = list(case.runs)
-            order = order[turn % len(order) :] + order[: turn % len(order)]
-            times = {library: seconds(case.runs[library], device) for library in order}
-            after = seconds(unit, device)
-            units += [before, after]
-            for library, value in times.items():
-                case.ratios.setdefault(library, []).append(value / ((before + after) / 2) / case.passes)
-            print(f"round {turn + 1} of {repeats}: {case.name}", file=sys.stderr)
-    return units
-
-
-def table(chosen: list[Case]) -> str:
-    rows = [["method", "at most", *LIBRARIES]]
-    for case in chosen:
-        cells = []
-        for library in LIBRARIES:
-            found = case.ratios.get(library)
-            cells.append(f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})" if found else "-")
-        name = case.name + (" (per pass)" if case.passes > 1 else "")
-        rows.append([name, "" if case.goal is None else f"{case.goal:.2f}", *cells])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
-
-
 def versions() -> str:
     found = [f"Python {platform.python_version()}"]
-    for library in ("torch", "torchvision", *LIBRARIES):
+    for package in PACKAGES:
         try:
-            found.append(f"{library} {importlib.metadata.version(library)}")
+            found.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {library}")
+            found.append(f"no {package}")
     return ", ".join(found)
+
+
+def words(text: str) -> list[str]:
+    return [w.strip() for w in text.split(",") if w.strip()]
 
 
 def main() -> None:
     options = arguments()
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    if options.quick:
+        options.repeats, options.size = min(options.repeats, 2), min(options.size, 96)
     import torch
 
+    from . import lines, timing
+
     torch.set_num_threads(options.threads)
-    module, target = network(options.device), 7
-    x = torch.randn(options.batch, 3, options.size, options.size, generator=torch.Generator().manual_seed(1)).to(options.device)
-    words = [w.strip() for w in options.only.split(",") if w.strip()]
-    chosen = [
-        c for c in cases(module, x, target, options.without.split(",")) if not words or any(c.name.startswith(w) for w in words)
-    ]
+    chosen = lines.matching(words(options.only), words(options.networks))
+    counted = not words(options.only) or any("integrated gradients".startswith(w) for w in words(options.only))
     if not chosen:
-        sys.exit(f"error: no method is called like {options.only!r}")
-    units = measure(chosen, unit_of(module, x, target), options.repeats, options.device)
+        sys.exit(f"error: no line is called like {options.only!r} on {options.networks}")
+    done, facts, heads = [], [], []
+    for name in dict.fromkeys(name for _, name in chosen):
+        bench, weights = lines.benches(name, 1 if name == "vgg16" else options.batch, options.size, options.quick)
+        if counted and name != "vgg16" and "captum" not in words(options.without):
+            facts += convergence(lines, bench, 16 if options.quick else 64)
+        heads.append(f"{name}: {weights}, batch {len(bench.x)}, {options.size} px")
+        for case in lines.cases(bench, [line for line, n in chosen if n == name], options.repeats, words(options.without)):
+            timing.measure(case, timing.say)
+            done.append(case)
+    report(done, facts, heads, options)
+
+
+def convergence(lines, bench, steps: int) -> list[tuple[str, bool | None]]:
+    """What of the completeness goal is reached: 12 steps against captum's trapezoid rule; the others for comparison."""
+    found = []
+    for rule, settings, most in (
+        ("riemann_trapezoid", {}, 12 * steps // 64), ("gausslegendre", {}, None), ("gausslegendre", {"share_gap": True}, None),
+    ):  # fmt: skip
+        needed, error = lines.steps_to_converge(bench, rule, steps, **settings)
+        count = str(needed) if needed <= max(lines.STEPS) else f"more than {max(lines.STEPS)}"
+        text = f"{bench.name}: integrated gradients reach captum's error of {steps} steps ({rule}: {error:.2%}) with {count}"
+        text += "".join(f", {k}" for k in settings) + (f" (goal: at most {most})" if most else "")
+        found.append((text, None if most is None else needed <= most))
+    return found
+
+
+def report(done, facts, heads: list[str], options: argparse.Namespace) -> None:
+    from . import timing
+
     if options.json:
-        values = {c.name: {"at most": c.goal, **c.ratios} for c in chosen}
-        print(json.dumps({"versions": versions(), "options": vars(options), "unit seconds": units, "ratios": values}, indent=1))
+        rows = [
+            {"network": c.network, "method": c.name, "seconds": c.seconds, "unit": c.units, "least": c.least, "than": c.than,
+             "ratios": {p: c.ratio(p) for p in c.peers if timing.OURS in c.seconds}, "failed": c.failed, "verdict": c.verdict()}
+            for c in done
+        ]  # fmt: skip
+        print(json.dumps({"versions": versions(), "options": vars(options), "lines": rows, "facts": facts}, indent=1))
         return
     print(versions())
-    print(f"resnet18, batch {options.batch}, {options.size} px, {options.device}, {options.threads} threads")
-    print(f"{options.repeats} rounds; one unit: {statistics.median(units):.3f} s ({min(units):.3f} to {max(units):.3f})\n")
-    print(table(chosen))
+    print(f"{options.threads} threads, at most {options.repeats} rounds; a unit is a forward and backward pass of the images")
+    for head, name in zip(heads, dict.fromkeys(c.network for c in done), strict=True):
+        unit = statistics.median(u for c in done if c.network == name for u in c.units)
+        print(f"{head}; a unit took {unit:.3f} s")
+    print(timing.table(done))
+    print("\n" + "\n".join(text for text, _ in facts))
+    for verdict, met in (("met", True), ("equal", None), ("missed", False)):
+        names = [f"{c.name} ({c.network})" for c in done if c.verdict() == verdict]
+        names += [text for text, good in facts if good is not None and good is met]
+        print(f"\nGoals {verdict}: {len(names)}" + ("" if verdict == "met" else "".join(f"\n  {n}" for n in names)))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import convoscope as cs
+from convoscope.testing.laws import small
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"))
-SMALL = {"integrated-gradients": ":steps=4", "smooth-grad": ":samples=3", "occlusion": ":window=48"}
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +19,16 @@ def network() -> cs.Network:
 @pytest.mark.parametrize("device", ["cpu", CUDA])
 @pytest.mark.parametrize("name", sorted(cs.methods()))
 def test_values_are_those_of_the_cpu_in_double_precision(network: cs.Network, name: str, device: str) -> None:
-    x = torch.rand(3, 3, 96, 96, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(3, 3, 48, 48, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     double = copy.deepcopy(network.module).double()
-    expected = cs.explain(cs.Network(double, 96), x, name + SMALL.get(name, ""), batch_size=2)
-    moved = cs.Network(copy.deepcopy(double).to(device), 96)
-    found = cs.explain(moved, x.to(device), name + SMALL.get(name, ""), batch_size=3)
+    method = "occlusion:window=24" if name == "occlusion" else small(name)
+    expected = cs.explain(cs.Network(double, 48), x, method, batch_size=2)
+    moved = cs.Network(copy.deepcopy(double).to(device), 48)
+    found = cs.explain(moved, x.to(device), method, batch_size=3)
     assert found.values.device.type == device
     assert found.target == expected.target
     assert torch.allclose(found.values.cpu(), expected.values, rtol=1e-7, atol=1e-9 * float(expected.values.abs().max()))
     drawn, wanted = found.heatmap().cpu(), expected.heatmap()
     assert torch.allclose(drawn, wanted, rtol=1e-6, atol=1e-9 * float(wanted.abs().max()))
     # Inputs may stay where they are: values come back to them.
-    assert cs.explain(moved, x, name + SMALL.get(name, ""), batch_size=3).values.device == x.device
+    assert cs.explain(moved, x, method, batch_size=3).values.device == x.device

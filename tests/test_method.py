@@ -1,5 +1,6 @@
 """Methods by name, what explain takes, and the public names of the package."""
 
+import math
 import subprocess
 import sys
 from typing import Any
@@ -161,6 +162,64 @@ def test_a_layer_may_be_explained_instead_of_the_input() -> None:
         cs.explain(NET, X, "gradient", 2, at="layer9")
 
 
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_a_baseline_for_each_image(batch_size: int) -> None:
+    given = torch.rand(5, 3, 16, 16)
+    found = cs.explain(NET, X, cs.DeepLIFT(baseline=given), 1, batch_size=batch_size).values
+    for i in range(5):
+        alone = cs.explain(NET, X[i : i + 1], cs.DeepLIFT(baseline=given[i : i + 1]), 1).values
+        assert torch.allclose(found[i : i + 1], alone, atol=1e-6)
+
+
+def test_a_network_may_return_one_number_for_each_image() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1), nn.Flatten(0))
+    for name in ("gradient", "grad-cam", "deep-lift", "full-grad", "integrated-gradients", "lrp", "occlusion:window=9"):
+        values = cs.explain(net, X, name).values
+        assert values.isfinite().all(), name
+        assert torch.allclose(values, cs.explain(net, X, name, cs.Logit(0), batch_size=2).values, atol=1e-6), name
+
+
+@pytest.mark.parametrize("name", ["grad-cam", "guided-grad-cam", "ablation-cam", "recipro-cam", "shapley-cam", "conductance"])
+def test_a_layer_that_does_not_exist_is_refused_by_name(name: str) -> None:
+    for layer in ("layer3", "output.boxes", ""):
+        with pytest.raises(cs.AddressError, match=f"layer '{layer}' does not exist"):
+            cs.explain(NET, X, name, 1, at=layer)
+
+
+def test_either_name_of_a_shared_module_will_do() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = self.b = nn.Conv2d(3, 4, 5, stride=3)
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.b(x).relu().mean((2, 3)))
+
+    net = Shared()
+    for name in ("grad-cam", "guided-grad-cam", "hires-cam"):
+        one, other = (cs.explain(net, X, name, 1, at=layer) for layer in "ab")
+        assert torch.equal(one.values, other.values)
+        assert torch.equal(one.heatmap(), other.heatmap())
+
+
+def test_rules_that_end_at_a_softmax_say_where_to_start() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4), nn.Softmax(1))
+    x = torch.rand(2, 3, 3, 3)
+    with pytest.raises(cs.UnsupportedError, match=r"as softmax and sigmoid are: explain .* such as Channel\(address, class\)"):
+        cs.explain(net, x, "lrp", 1)
+    assert cs.explain(net, x, "lrp", cs.Channel("3", 1)).values.abs().sum() > 0
+
+
+def test_a_target_of_zero_has_finite_diagnostics() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4))
+    net[0].bias.data[1] = -99
+    for name in cs.methods():
+        if name.startswith(("deep", "lrp", "full", "integrated")):
+            diagnostics = cs.explain(net, torch.rand(2, 3, 3, 3), name, cs.Channel("1", 1)).diagnostics
+            assert all(math.isfinite(v) for values in diagnostics.values() if isinstance(values, list) for v in values), name
+
+
 def test_progress_counts_up_to_the_total() -> None:
     seen: list[tuple[int, int | None]] = []
     cs.explain(NET, X, cs.IntegratedGradients(steps=8), 1, batch_size=4, progress=lambda *counts: seen.append(counts))
@@ -203,6 +262,15 @@ def test_pictures_are_read_on_the_way() -> None:
         ({"x": "nope.png"}, cs.UsageError, "no file 'nope.png'"),
         ({"method": "gradients"}, cs.SpecError, "did you mean 'gradient"),
         ({"network": "resnet18"}, cs.UsageError, "Module"),
+        ({"batch_size": "all"}, cs.UsageError, "batch_size is 'all'; expected a whole number"),
+        ({"batch_size": 2.5}, cs.UsageError, "batch_size is 2.5"),
+        ({"target": []}, cs.UsageError, "empty list of methods, targets or addresses"),
+        ({"x": X / X[:, :1, :1, :1] * torch.tensor([1, 1, torch.nan, 1, 1])[:, None, None, None]}, cs.UsageError, "image 2"),
+        ({"method": cs.DeepLIFT(baseline=torch.zeros(1, 3, 5, 5))}, cs.UsageError, r"\(1 or 5, 3, 16, 16\); got \(1, 3, 5, "),
+        ({"method": cs.DeepLIFT(baseline=torch.zeros(1, 3, 1, 1)), "at": "fc"}, cs.UsageError, r"'fc' is \(1 or 5, 4\); got"),
+        ({"method": cs.Occlusion(fill=torch.zeros(2, 3, 16, 16)), "batch_size": 2}, cs.UsageError, r"got \(2, 3, 16, 16\)"),
+        ({"method": cs.DeepLIFTSHAP(baseline=torch.zeros(0, 3, 16, 16))}, cs.UsageError, r"references are \(N, 3, 16, 16\)"),
+        ({"method": cs.ExpectedGradients(baseline=torch.zeros(4, 3, 5, 5))}, cs.UsageError, r"baselines are \(N, 3, 16, 16\)"),
     ],
 )
 def test_what_cannot_be_explained_says_why(arguments: dict[str, Any], error: type[Exception], reason: str) -> None:

@@ -40,7 +40,13 @@ TARGETS: dict[str, tuple[cs.Target, Tensor]] = {
     "margin of each": (cs.Margin((0, 1, 2), (4, 3, 1)), OUTPUT[N, [0, 1, 2]] - OUTPUT[N, [4, 3, 1]]),
     "margin to the rest": (cs.Margin(2), OUTPUT[:, 2] - others(2).amax(1)),
     "open margin": (cs.Margin(), OUTPUT.topk(2, 1).values[:, 0] - OUTPUT.topk(2, 1).values[:, 1]),
+    "contrast": (cs.Contrast(2), OUTPUT[:, 2] - others(2).mean(1)),
+    "contrast to some": (cs.Contrast(2, (0, 4)), OUTPUT[:, 2] - (OUTPUT[:, 0] + OUTPUT[:, 4]) / 2),
+    "weighted contrast": (cs.Contrast(2, (0, 4), (3, 1)), OUTPUT[:, 2] - 0.75 * OUTPUT[:, 0] - 0.25 * OUTPUT[:, 4]),
+    "contrast of each": (cs.Contrast((2, 0, 1), (3,)), OUTPUT[N, [2, 0, 1]] - OUTPUT[:, 3]),
+    "open contrast": (cs.Contrast(), OUTPUT.amax(1) - (OUTPUT.sum(1) - OUTPUT.amax(1)) / 4),
     "channel": (cs.Channel("maps", 3), MAPS[:, 3].mean((1, 2))),
+    "largest of a channel": (cs.Channel("maps", 3, over="max"), MAPS[:, 3].amax((1, 2))),
     "channel of a vector": (cs.Channel("flat", 3), FLAT[:, 3]),
     "neuron": (cs.Neuron("maps", 1, 2, 5), MAPS[:, 1, 2, 5]),
     "neuron of each": (cs.Neuron("maps", 1, (0, 1, 2), (6, 5, 4)), MAPS[N, 1, [0, 1, 2], [6, 5, 4]]),
@@ -50,6 +56,15 @@ TARGETS: dict[str, tuple[cs.Target, Tensor]] = {
     "direction": (cs.Direction("maps", VECTOR), torch.einsum("bchw,c->b", MAPS, VECTOR) / 42),
     "direction of a vector": (cs.Direction("flat", VECTOR.float()), FLAT @ VECTOR),
     "layer": (cs.Layer("maps"), MAPS.square().sum((1, 2, 3)) / 2),
+    "norm of a layer": (cs.Layer("maps", "l2"), MAPS.square().sum((1, 2, 3)).sqrt()),
+    "mean of a layer": (cs.Layer("maps", "mean"), MAPS.mean((1, 2, 3))),
+    "largest of a layer": (cs.Layer("flat", "max"), FLAT.amax(1)),
+    "cosine": (cs.EmbeddingSimilarity("flat", VECTOR), FLAT @ VECTOR / FLAT.norm(dim=1) / VECTOR.norm()),
+    "dot product": (cs.EmbeddingSimilarity("flat", VECTOR[None].float(), by="dot"), FLAT @ VECTOR),
+    "cosine of maps": (
+        cs.EmbeddingSimilarity("maps", MAPS.flip(0)),
+        (MAPS * MAPS.flip(0)).sum((1, 2, 3)) / MAPS.flatten(1).norm(dim=1) / MAPS.flip(0).flatten(1).norm(dim=1),
+    ),
     "sum": (cs.Logit(1) + cs.Channel("maps", 0), OUTPUT[:, 1] + MAPS[:, 0].mean((1, 2))),
     "difference": (0.8 * cs.Logit(1) - 0.2 * cs.Logit(3), 0.8 * OUTPUT[:, 1] - 0.2 * OUTPUT[:, 3]),
     "nested": (
@@ -161,11 +176,51 @@ def test_sums_are_checked() -> None:
         (cs.Neuron("maps", 0, (0, 0), 0), "2 entries for 3 images"),
         (cs.Neuron("flat", 0, 0, 0), r"no rows and columns; use Channel\('flat', 0\)"),
         (cs.Direction("maps", torch.ones(3)), r"'maps' has 4 channels; got a direction of shape \(3,\)"),
+        (cs.Contrast(2, (0, 9)), "no class 9"),
+        (cs.Contrast(2, (0, 2)), "class 2 is to be compared with itself"),
+        (cs.EmbeddingSimilarity("flat", torch.ones(3)), r"shape \(4,\) for each image; got a reference of shape \(3,\)"),
+        (cs.EmbeddingSimilarity("flat", torch.ones(2, 4)), "2 references for 3 images"),
     ],
 )
 def test_what_is_out_of_range_says_so(target: cs.Target, reason: str) -> None:
     with pytest.raises(cs.UsageError, match=reason):
         target(activations())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        cs.Logit((0, 1, 2)),
+        cs.Probability((0, 1)) + cs.Logit(1),
+        cs.Margin(0, (1, 2, 3)),
+        cs.Contrast((0, 1, 2)),
+        cs.Neuron("maps", 0, (0, 1, 2), 0),
+        cs.SegmentationClass((0, 1, 2)),
+        cs.BoxScore((0, 1, 2)),
+        cs.BoxScore(0, ((0, 0, 1, 1),) * 3),
+    ],
+)
+def test_one_entry_for_each_image_is_neither_more_nor_less(target: cs.Target) -> None:
+    images = 1 if isinstance(target, Sum) else 2
+    target.check(images + 1)
+    for wrong in (images, images + 2):
+        with pytest.raises(cs.UsageError, match=rf"for {wrong} images; give one for each"):
+            target.check(wrong)
+
+
+def test_contrasts_are_checked() -> None:
+    for settings in ({"others": ()}, {"others": (1, 1)}, {"others": (1, 2), "weights": (1,)}, {"weights": (1, 2)}):
+        with pytest.raises(cs.SpecError, match="contrast"):
+            cs.Contrast(0, **settings)  # type: ignore[arg-type]
+    with pytest.raises(cs.SpecError, match="sum to zero"):
+        cs.Contrast(0, (1, 2), (1, -1))
+
+
+def test_an_open_contrast_is_not_one_of_the_others() -> None:
+    first, second = OUTPUT.topk(2, 1).indices[0].tolist()
+    fixed = cs.Contrast(others=(first,)).resolve(activations())
+    assert isinstance(fixed, cs.Contrast)
+    assert fixed.index[0] == second  # type: ignore[index]
 
 
 def test_outputs_of_other_shapes() -> None:
@@ -176,6 +231,8 @@ def test_outputs_of_other_shapes() -> None:
     assert torch.equal(cs.Neuron("output", 1, 2, 3)(segmentation), MAPS[:, 1, 2, 3])
     assert torch.equal(cs.Logit(0)(activations(output=OUTPUT[:, 0])), OUTPUT[:, 0])  # (images,)
     assert torch.equal(cs.Probability(0)(activations(output=OUTPUT[:, :1])), OUTPUT[:, 0].sigmoid())
+    short = torch.randn(3, 4, generator=torch.Generator().manual_seed(22)).softmax(1).bfloat16()  # sums to 1 but for rounding
+    assert torch.equal(cs.Probability(0)(activations(output=short)), short[:, 0])
     with pytest.raises(cs.UsageError, match="a margin needs two"):
         cs.Margin(0)(activations(output=OUTPUT[:, :1]))
 
@@ -191,6 +248,8 @@ def test_names_are_resolved_in_every_term() -> None:
     made = cs.Margin("tabby", "tench") + 2 * cs.Logit(("crane", "2", 0)) - cs.Probability("Crane") + cs.Channel("tench", 0)
     expected = cs.Margin(2, 0) + 2 * cs.Logit((1, 2, 0)) - cs.Probability(1) + cs.Channel("tench", 0)
     assert made.named(names) == expected
+    made = cs.Contrast("tabby", ("crane", "tench")) + cs.SegmentationClass("crane") + cs.BoxScore("tench")
+    assert made.named(names) == cs.Contrast(2, (1, 0)) + cs.SegmentationClass(1) + cs.BoxScore(0)
 
 
 def test_directions_print_and_compare_by_their_vectors() -> None:

@@ -16,11 +16,22 @@ _PUBLIC = {
     "method": ["Method", "explain", "methods"],
     "citation": ["cite"],
     "results": ["Attribution"],
-    "targets": ["Channel", "Direction", "Layer", "Logit", "Margin", "Neuron", "Probability", "Target"],
-    "attribution": [
-        "CAM", "Deconvnet", "GradCAM", "Gradient", "GuidedBackprop", "InputXGradient", "IntegratedGradients", "LRP",
-        "Occlusion", "SmoothGrad",
+    "targets": [
+        "BoxScore", "Channel", "Contrast", "Direction", "EmbeddingSimilarity", "Layer", "Logit", "Margin", "Neuron",
+        "Probability", "SegmentationClass", "Target",
     ],
+    "attribution": [
+        "AblationCAM", "BlurIG", "CAM", "CRP", "Conductance", "ContrastiveExcitationBackprop", "Deconvnet", "DeepLIFT",
+        "DeepLIFTSHAP", "DeepTaylor", "EigenCAM", "EigenGradCAM", "ExcitationBackprop", "ExpectedGradients",
+        "ExtremalPerturbation", "FeatureAblation", "FinerCAM", "FullGrad", "GradCAM", "GradCAMPlusPlus", "Gradient", "Grid",
+        "GuidedBackprop", "GuidedGradCAM", "GuidedIG", "HSIC", "HiResCAM", "IDGI", "ISCAM", "InputXGradient",
+        "IntegratedGradients", "InternalInfluence", "KernelSHAP", "LIME", "LRP", "LRPAlphaBeta", "LRPEpsilon",
+        "LRPEpsilonGammaBox", "LRPGamma", "LRPZPlus", "LRPZero", "LayerCAM", "MeaningfulPerturbation", "Occlusion",
+        "PartitionSHAP", "Quickshift", "RISE", "ReciproCAM", "RectGrad", "SSCAM", "ScoreCAM", "ShapleyCAM", "ShapleySampling",
+        "SimpleTaylor", "SmoothGrad", "SmoothGradCAMPlusPlus", "SmoothGradSquared", "Sobol", "Superpixels", "VarGrad",
+        "XGradCAM", "XRAI",
+    ],
+    "attribution.segmentation": ["Segmentation", "segment"],
     "rules": ["Composite", "Rule"],
     "core.statistic": ["Statistic"],
     "core.errors": [

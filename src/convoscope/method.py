@@ -1,16 +1,20 @@
 """Methods, and `explain`: one method, one target, some images."""
 
+import contextlib
 import time
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from numbers import Integral
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convoscope.core.errors import UsageError
-from convoscope.core.probe import Probe, Session
-from convoscope.core.record import record
+from convoscope.core.errors import UnsupportedError, UsageError
+from convoscope.core.probe import Place, Probe
+from convoscope.core.record import canonical, record
 from convoscope.core.run import undisturbed
+from convoscope.core.session import Answers, Session, Shared
 from convoscope.core.spec import About, Spec, fields_of, parse_spec, registered
 from convoscope.network import Images, Network
 from convoscope.results import Attribution
@@ -40,6 +44,17 @@ class Method(Spec, kind="method", abstract=True):
         """The map of each image in `x`, in units of the target (or of the target per unit of the input)."""
         raise NotImplementedError
 
+    def attribute_layers(self, probe: Probe, x: Images, layers: tuple[str, ...]) -> list[Maps]:
+        """The maps of several layers: for methods with a `layer` that find them all at once."""
+        raise NotImplementedError
+
+    def needs(self, probe: Probe) -> tuple[Place, ...]:
+        """Where it reads activations and ordinary gradients at the images themselves, through `probe.gradients` and the like.
+
+        Several methods explained in one call share one such pass.
+        """
+        return ()
+
     def evaluations(self, x: Images) -> int:
         """How many forward passes of one image it needs at most for each image of `x`."""
         raise NotImplementedError
@@ -63,37 +78,110 @@ def method_of(which: Method | str) -> Method:
 
 
 def explain(
-    network: Network | nn.Module, x: Any, method: Method | str, target: Target | int | str | None = None, *,
-    at: str | None = None, batch_size: int = 32, seed: int = 0, progress: Any = None,
-) -> Attribution:  # fmt: skip
+    network: Network | nn.Module, x: Any, method: Method | str | list, target: Any = None, *,
+    at: str | list[str] | None = None, batch_size: int | Literal["auto"] = 32, seed: int = 0, progress: Any = None,
+) -> Any:  # fmt: skip
     """The attribution of each image by a method, for a target.
 
     `x` is an input tensor `(B, C, H, W)` or anything `network.read` takes; `target` a Target, a class number, a category
-    name, or None for the top class of each image; `at` an address whose tensor is explained instead of the input;
-    `progress` is called with (evaluations done, at most how many). The network is untouched afterwards. The same seed gives
-    the same numbers, for any batch size up to rounding.
+    name, one of these for each image, or None for the top class of each image; `at` an address whose tensor is explained
+    instead of the input (for methods with a `layer`, that layer); `progress` is called with (evaluations done, at most how
+    many). `batch_size` "auto" starts at 32 rows (128 on a GPU) and halves where memory does not suffice. The network is
+    untouched afterwards. The same seed gives the same numbers, for any batch size up to rounding.
+
+    Lists of methods, of Targets or of addresses give the list of all their Attributions, methods first, then targets, then
+    addresses. They share what they can: one pass there and back serves all that need gradients at the images, the same
+    changed picture is shown to the network once.
     """
     network = network if isinstance(network, Network) else Network(network)
-    method, started = method_of(method), time.perf_counter()
-    if batch_size < 1:
-        raise UsageError(f"batch_size is {batch_size}; expected at least 1")
+    started = time.perf_counter()
+    if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size >= 1):
+        raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1, or 'auto'")
     device = x.device if isinstance(x, Tensor) else network.device
     with undisturbed(network.plain):
-        x = network.check(x if isinstance(x, Tensor) else network.read(x)).clone()  # ours, and usable outside inference mode
-        if at is not None and "layer" in [f.name for f in fields_of(type(method))]:
-            method, at = method.make({**vars_of(method), "layer": at}), None
-        session = Session(network.plain, x, network.target(target), at or "input", batch_size, seed, network.head)
-        session.last_spatial, session.tail = lambda: _last_spatial(network, x), lambda a: network.trace(x).tail(a)
-        session.baseline = lambda which, z, probe: _baseline(network, session, which, z, probe)
+        x = _finite(network.check(x if isinstance(x, Tensor) else network.read(x))).clone()  # ours, outside inference mode
+        jobs = _jobs(network, x, method, target, at, batch_size, seed)
         if progress is not None:
-            total = len(x) * method.evaluations(x)
-            session.progress = lambda _: progress(session.evaluations, max(total, session.evaluations))
-        _resolve(session)
-        maps = [_chunk(method, session, rows) for rows in torch.arange(len(x)).split(batch_size)]
-    values = torch.cat(maps).to(device)
-    session.notes["evaluations"] = session.evaluations
-    session.notes["seconds"] = time.perf_counter() - started
-    return Attribution(values, method, session.target, session.at, seed, network, x, session.notes)
+            _report(jobs, x, progress)
+        _resolve(jobs)
+        jobs[0].seconds += time.perf_counter() - started
+        for rows in torch.arange(len(x)).split(jobs[0].session.batch_size):
+            _chunk(jobs, rows)
+    found = [j.attribution(network, x, device) for j in jobs]
+    return found if any(isinstance(v, list) for v in (method, at)) or _several(target) else found[0]
+
+
+def _finite(x: Tensor) -> Tensor:
+    known = x.isfinite().flatten(1).all(1).tolist()
+    if not all(known):
+        raise UsageError(f"image {known.index(False)} holds values that are not finite")
+    return x
+
+
+@dataclass
+class _Job:
+    """One method for one target at one address."""
+
+    method: Method
+    session: Session
+    layers: tuple[str, ...] = ()  # all layers that the method is asked for, this one among them
+    maps: list[Tensor] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def run(self, probe: Probe, x: Tensor) -> Tensor:
+        layer = getattr(self.method, "layer", None)
+        if len(self.layers) < 2 or layer not in self.layers or type(self.method).attribute_layers is Method.attribute_layers:
+            return self.method.attribute(probe, x)
+        same = replace(self.method, layer=None)  # type: ignore[call-arg]
+        maps = probe.once(x, (same, self.layers), lambda: self.method.attribute_layers(probe, x, self.layers))
+        probe.layer(layer)
+        return maps[self.layers.index(layer)]
+
+    def attribution(self, network: Network, x: Tensor, device: torch.device) -> Attribution:
+        session = self.session
+        session.notes["evaluations"] = session.evaluations
+        session.notes["seconds"] = self.seconds
+        values = torch.cat(self.maps).to(device)
+        return Attribution(values, self.method, session.target, session.at, session.seed, network, x, session.notes)  # type: ignore[arg-type]
+
+
+def _several(target: Any) -> bool:
+    return isinstance(target, list) and (not target or any(isinstance(t, Target) for t in target))
+
+
+def _jobs(
+    network: Network, x: Tensor, method: Any, target: Any, at: Any, batch_size: int | str, seed: int
+) -> list[_Job]:
+    methods_ = [method_of(m) for m in (method if isinstance(method, list) else [method])]
+    targets = [network.target(t) for t in (target if _several(target) else [target])]
+    for t in targets:
+        t.check(len(x))
+    places: list[str | None] = at if isinstance(at, list) else [at]
+    if not methods_ or not targets or not places:
+        raise UsageError("nothing to explain: an empty list of methods, targets or addresses")
+    size = (128 if x.is_cuda else 32) if batch_size == "auto" else int(batch_size)
+    jobs, shared = [], {}
+    for m in methods_:
+        layered = "layer" in [f.name for f in fields_of(type(m))]
+        for t in targets:
+            for a in places:
+                here = "input" if layered or a is None else a
+                made = m if a is None or not layered else m.make({**vars_of(m), "layer": a})
+                session = _session(network, x, t, here, size, seed)
+                session.adaptive, session.shared = batch_size == "auto", shared.setdefault(here, Shared())
+                jobs.append(_Job(made, session, tuple(dict.fromkeys(p for p in places if p)) if layered else ()))
+    return jobs
+
+
+def _session(network: Network, x: Tensor, target: Target, at: str, batch_size: int, seed: int) -> Session:
+    session = Session(network.plain, x, target, at, batch_size, seed, network.head)
+    session.last_spatial = lambda: _last_spatial(network, x)
+    session.tail = lambda layer: network.trace(x).tail(canonical(network.plain, layer))
+    session.field = lambda layer: network.trace(x).field_of(canonical(network.plain, layer))
+    session.picture = lambda images: network.picture(images).to(images.device)
+    session.bounds = lambda: tuple(network.baseline(b, x[:1, :, :1, :1]) for b in ("black", "white"))  # type: ignore[return-value]
+    session.baseline = lambda which, z, probe: _baseline(network, session, which, z, probe)
+    return session
 
 
 def vars_of(spec: Spec) -> dict[str, Any]:
@@ -101,28 +189,69 @@ def vars_of(spec: Spec) -> dict[str, Any]:
     return {f.name: getattr(spec, f.name) for f in fields_of(type(spec))}
 
 
-def _chunk(method: Method, session: Session, rows: Tensor) -> Tensor:
-    probe = Probe(session, rows, tuple((int(i),) for i in rows))
-    x = session.images[int(rows[0]) : int(rows[-1]) + 1]
-    if session.at != "input":
-        with torch.no_grad():
-            x = record(session.module, x, (session.at,), head=session.head)[session.at]
-        session.evaluations += len(x)
-    return method.attribute(probe, x)
+def _report(jobs: list[_Job], x: Tensor, progress: Any) -> None:
+    total = sum(len(x) * j.method.evaluations(x) for j in jobs)
+
+    def step(_: int) -> None:
+        done = sum(j.session.evaluations for j in jobs)
+        progress(done, max(total, done))
+
+    for j in jobs:
+        j.session.progress = step
 
 
-def _resolve(session: Session) -> None:
-    target = session.target
-    if not target.open:
+def _chunk(jobs: list[_Job], rows: Tensor) -> None:
+    """Every job for some of the images."""
+    keys = tuple((int(i),) for i in rows)
+    for at in dict.fromkeys(j.session.at for j in jobs):
+        here = [j for j in jobs if j.session.at == at]
+        started = time.perf_counter()
+        session, shared = here[0].session, here[0].session.shared
+        x = session.images[int(rows[0]) : int(rows[-1]) + 1]
+        if at != "input":
+            with torch.no_grad():
+                x = record(session.module, x, (at,), head=session.head)[at]
+            session.evaluations += len(x)
+        shared.x, shared.planned, shared.memo = x, {}, {}
+        if len(here) > 1:
+            shared.targets = tuple(dict.fromkeys(j.session.target for j in here))
+            shared.answers = Answers(a for t in shared.targets for a in t.addresses())
+            _plan(here, rows, keys)
+        here[0].seconds += time.perf_counter() - started
+        for j in here:
+            started = time.perf_counter()
+            j.maps.append(j.run(Probe(j.session, rows, keys), x))
+            j.seconds += time.perf_counter() - started
+        shared.x, shared.planned, shared.memo, shared.answers = None, {}, {}, None
+
+
+def _plan(jobs: list[_Job], rows: Tensor, keys: tuple[tuple[int, ...], ...]) -> None:
+    """One pass for all gradients at the images themselves that more than one job would ask for."""
+    probes = [Probe(j.session, rows, keys) for j in jobs]
+    wanted = [j.method.needs(p) for j, p in zip(jobs, probes, strict=True)]
+    takers = [p for p, w in zip(probes, wanted, strict=True) if w]
+    if len(takers) > 1:
+        at = tuple(dict.fromkeys(a for w in wanted for a in w))
+        x = takers[0].session.shared.x
+        assert x is not None
+        with contextlib.suppress(UnsupportedError):  # then whoever asks for what the target does not depend on says so
+            takers[0].plan(x, at, tuple(dict.fromkeys(p.session.target for p in takers)))
+
+
+def _resolve(jobs: list[_Job]) -> None:
+    """What is open in the targets, fixed by one clean pass."""
+    opened = [j.session for j in jobs if j.session.target.open]
+    if not opened:
         return
-    with torch.no_grad():
-        parts = [
-            record(session.module, b, target.addresses(), head=session.head) for b in session.images.split(session.batch_size)
-        ]
-    session.evaluations += len(session.images)
-    whole = type(parts[0])({k: torch.cat([p[k] for p in parts]) for k in parts[0]})
-    whole.rows = torch.arange(len(session.images))
-    session.target = target.resolve(whole)
+    first = opened[0]
+    addresses = tuple(dict.fromkeys(a for s in opened for a in s.target.addresses()))
+    probe = Probe(first, torch.arange(len(first.images)), tuple((i,) for i in range(len(first.images))))
+    whole = probe.everything(addresses)
+    made: dict[Any, Any] = {}
+    for s in opened:
+        if s.target not in made:
+            made[s.target] = s.target.resolve(whole)
+        s.target = made[s.target]
 
 
 def _last_spatial(network: Network, x: Tensor) -> str:
@@ -133,6 +262,8 @@ def _last_spatial(network: Network, x: Tensor) -> str:
 
 
 def _baseline(network: Network, session: Session, which: Any, z: Tensor, probe: Probe) -> Tensor:
+    if isinstance(which, Tensor):
+        which = _fitting(session, which, z, probe)
     if session.at != "input" and not isinstance(which, str):
         return which.to(z).expand_as(z) if isinstance(which, Tensor) else torch.full_like(z, float(which))
     images = z if session.at == "input" else session.images[probe.rows.to(z.device)]
@@ -142,3 +273,13 @@ def _baseline(network: Network, session: Session, which: Any, z: Tensor, probe: 
     with torch.no_grad():
         session.evaluations += len(found)
         return record(session.module, found.contiguous(), (session.at,), head=session.head)[session.at]
+
+
+def _fitting(session: Session, which: Tensor, z: Tensor, probe: Probe) -> Tensor:
+    """A baseline given as a tensor, a row for each of `z` or one for all."""
+    images = len(session.images)
+    rest = which.shape[1:] if which.dim() == z.dim() and len(which) in (1, images) else ()
+    if not rest or any(n not in (1, m) for n, m in zip(rest, z.shape[1:], strict=True)):
+        sizes = ", ".join(map(str, z.shape[1:]))
+        raise UsageError(f"a baseline tensor for {session.at!r} is (1 or {images}, {sizes}); got {tuple(which.shape)}")
+    return which if len(which) == 1 else which[probe.rows.to(which.device)]

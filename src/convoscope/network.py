@@ -304,7 +304,7 @@ class Network:
     def baseline(self, which: Any, x: Images) -> Images:
         """An uninformative image for each of `x` `(B, C, H, W)`: "black", "white", "mean", "blur", a number or a tensor."""
         if isinstance(which, Tensor):
-            if which.dim() != 4 or which.shape[0] not in (1, len(x)) or which.shape[1] not in (1, x.shape[1]):
+            if which.dim() != 4 or any(n not in (1, m) for n, m in zip(which.shape, x.shape, strict=True)):
                 raise UsageError(
                     f"a baseline tensor is (1, {x.shape[1]}, {x.shape[2]}, {x.shape[3]}); got {tuple(which.shape)}"
                 )

@@ -21,6 +21,8 @@ from convoscope.files import check_writable, replaced
 from convoscope.show import figure as fig
 from convoscope.show import html
 from convoscope.show import overlay as ov
+from convoscope.show.sheet import Sheet, Tile
+from convoscope.show.sheet import page as sheet_page
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -81,13 +83,21 @@ def pictures_of(
 ) -> list[html.Picture]:
     """For every input the picture, the predictions, and its maps ordered by target."""
     found = []
-    for i, (name, said) in enumerate(zip(names, network.predict(x), strict=True)):
+    for i, (name, said) in enumerate(zip(names, predictions(network, x), strict=True)):
         ordered = sorted(attributions, key=lambda a: [target_text(b, i) for b in attributions].index(target_text(a, i)))
         explained = {target_text(a, i) for a in attributions}
-        predictions = [html.Prediction(p.category, p.probability, p.category in explained) for p in said]
+        ranked = [html.Prediction(p.category, p.probability, p.category in explained) for p in said]
         maps = [map_of(a, i) for a in ordered]
-        found.append(html.Picture(Path(name).name, photograph(network, x, i), predictions, maps, note))
+        found.append(html.Picture(Path(name).name, photograph(network, x, i), ranked, maps, note))
     return found
+
+
+def predictions(network: "Network", x: Tensor) -> list[list[Any]]:
+    """What `network.predict` says of each input; nothing where the output ranks no categories (segmentation, detection)."""
+    try:
+        return network.predict(x)
+    except UsageError:
+        return [[] for _ in x]
 
 
 def map_of(attribution: "Attribution", index: int) -> html.Map:
@@ -105,6 +115,54 @@ def map_of(attribution: "Attribution", index: int) -> html.Map:
         drawback=f"{about.drawback[:1].upper()}{about.drawback[1:]}.",
         citation=f"{paper.authors.split(',')[0]} et al., {paper.title}, {paper.venue} {paper.year}" if paper else "",
     )
+
+
+def sheet_of(
+    network: "Network", x: Tensor, name: str, rows: Sequence[Any], target: int, left_out: Sequence[tuple[str, str]]
+) -> Sheet:
+    """The maps of one picture for one of several targets on a sheet; `rows` have method, family, attributions and costs."""
+    said = predictions(network, x)[0][:3]
+    shown = rows[0].attributions[target]
+    facts = [": ".join([Path(name).name, " · ".join(f"{p.category} {p.probability:.2f}" for p in said)][: 1 + bool(said)])]
+    facts += [f"{network.name}, input {' x '.join(map(str, x.shape[2:]))}, seed {shown.seed}"]
+    if (count := len(rows[0].attributions)) > 1:
+        all_of_them = "both" if count == 2 else f"all {count}"
+        facts += [f"Times and passes are those of {all_of_them} targets together, which share passes."]
+    tiles = [_tile(row, target) for row in rows]
+    return Sheet(f"Why {target_text(shown, 0)}? {len(tiles)} methods", photograph(network, x, 0), tiles, facts, left_out)
+
+
+def _tile(row: Any, target: int) -> Tile:
+    attribution = row.attributions[target]
+    told = map_of(attribution, 0)
+    check = next((f for f in told.facts if f.label in CHECKS), None)
+    relative = check and re.search(r"\((.*)\)", check.value)
+    seconds = f"{row.seconds:.2f} s" if row.seconds < 10 else f"{row.seconds:.0f} s"
+    return Tile(
+        told.title,
+        told.values,
+        told.signed,
+        row.family,
+        told.unit,
+        f"{row.passes:,} {'pass' if row.passes == 1 else 'passes'}, {seconds}",
+        f"{check.label} {relative[1] if relative else check.value}" if check else "",
+        check.mark if check else "",
+        [told.shows, told.drawback, told.citation],
+    )
+
+
+def comparison_page(
+    network: "Network", x: Tensor, name: str, rows: Sequence[Any], sheets: Sequence[Sheet], command: str
+) -> str:
+    """One self-contained HTML document with sheets of many methods."""
+    report = html.Report(
+        f"{len(rows)} methods explain {Path(name).name}",
+        network=network_facts(network, x),
+        command=command,
+        bibtex=cite(*[a for row in rows for a in row.attributions[:1]]),
+        made_by=f"convoscope {version('convoscope')}",
+    )
+    return sheet_page(report, sheets)
 
 
 def title_of(method: Any) -> str:

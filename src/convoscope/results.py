@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from convoscope.core.errors import UsageError
+from convoscope.core.placing import placed
+from convoscope.core.record import canonical
 from convoscope.core.spec import Spec
 from convoscope.network import Network
 from convoscope.targets import Target
@@ -68,18 +69,9 @@ class Attribution:
         return maps[:, 0]
 
     def _placed(self, maps: Tensor) -> Tensor:
-        """Maps of a layer's units at input size, each unit at the center of what it sees."""
         address = self.diagnostics.get("layer", self.at)
-        field = next((e.field for e in self.network.trace(self.inputs).entries if e.address == address), None)
-        known = field is not None and not field.whole and None not in field.stride and field.grid == tuple(maps.shape[2:])
-        for axis, pixels in enumerate(self.size):
-            units = maps.shape[2 + axis]
-            if field is not None and known:
-                first, step = field.offset[axis] + (field.size[axis] - 1) / 2, field.stride[axis]
-            else:
-                first, step = (pixels / units - 1) / 2, pixels / units
-            maps = _between(maps, 2 + axis, (torch.arange(pixels, device=maps.device) - first) / step)
-        return maps
+        field = self.network.trace(self.inputs).field_of(canonical(self.network.plain, address))
+        return placed(maps, field, self.size)
 
     def image(self, over: Tensor | None = None, index: int | None = None) -> "Image.Image":
         """The maps as a picture with color scale, over the images `(B, C, H, W)` they explain if given; one or all."""
@@ -117,15 +109,6 @@ class Attribution:
             "shape": list(self.values.shape),
             "diagnostics": self.diagnostics,
         }
-
-
-def _between(maps: Tensor, axis: int, places: Tensor) -> Tensor:
-    """Linear interpolation along an axis at fractional places, the ends repeated."""
-    units = maps.shape[axis]
-    places = places.clamp(0, units - 1).to(maps.dtype)
-    low = places.floor().long().clamp(max=max(units - 2, 0))
-    weight = (places - low).view(-1, *[1] * (maps.dim() - 1 - axis))
-    return torch.lerp(maps.index_select(axis, low), maps.index_select(axis, (low + 1).clamp(max=units - 1)), weight)
 
 
 def _short(value: Any) -> str:

@@ -141,3 +141,23 @@ def test_dog_and_cat(cli: Cli, testdata: Path, tmp_path: Path) -> None:
     assert "boxer" in result.out
     assert "tiger cat" in result.out
     loads_nothing((tmp_path / "r.html").read_text())
+
+
+def test_targets_with_settings(cli: Cli, picture: Path) -> None:
+    texts = ["margin:index=fish,other=car", "channel:layer=layer1,channel=2,over=max", "contrast:index=fish,others=(1,car)"]
+    words = [word for text in texts for word in ("--target", text)]
+    document = json.loads(done(cli("explain", picture, "-m", "scenes", "--method", "gradient", *words, "--json")).out)
+    margin, channel, contrast = (a["target"] for a in document["attributions"])
+    categories = cs.load("scenes").categories
+    assert (margin["index"], margin["other"]) == (categories.index("fish"), categories.index("car"))
+    assert (channel["layer"], channel["channel"], channel["over"]) == ("layer1", 2, "max")
+    assert contrast["others"] == [1, categories.index("car")]
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_network_that_segments(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    words = ("-m", "torchvision:lraspp_mobilenet_v3_large", "--weights", "none", "--method", "gradient")
+    words += ("--target", "channel:layer=output,channel=3,over=max")
+    result = done(cli("explain", picture, *words, "--out", "r.html"))
+    assert "no categories" in result.out
+    loads_nothing((tmp_path / "r.html").read_text())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import convoscope as cs
-from convoscope.core.probe import Probe, Session
+from convoscope.core.probe import Answers, Probe, Session
 from convoscope.rules import GUIDED, Composite
 from convoscope.rules.composites import Entry
 from convoscope.rules.rules import Guided
@@ -31,7 +31,7 @@ NET = Net()
 
 
 def session(**settings: Any) -> Session:
-    return Session(NET, X, **{"target": cs.Logit((0, 1, 2, 3, 4, 0, 1)), **settings})
+    return Session(images=X, **{"module": NET, "target": cs.Logit((0, 1, 2, 3, 4, 0, 1)), **settings})
 
 
 def probe(rows: list[int] | None = None, **settings: Any) -> Probe:
@@ -114,6 +114,36 @@ def test_explaining_at_a_layer_feeds_the_tensor_there() -> None:
     assert torch.allclose(p.grad(values), probe().grad(X, "conv"), rtol=1e-12)
     assert torch.allclose(p.score(values * 0), probe().score(X, edits={"conv": lambda t: t * 0}), rtol=1e-12)
     assert torch.allclose(p.shared_score(values[:1] * 0), p.score(values * 0), rtol=1e-12)
+
+
+class Overwriting(nn.Module):
+    """Changes the tensor of a layer in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = NET.conv
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(x)
+        return h.mul_(2).add_(1).mean((2, 3))
+
+
+def test_a_network_may_overwrite_the_layer_explained() -> None:
+    values = NET.conv(X).detach()
+    before, p = values.clone(), probe(at="conv", module=Overwriting().double(), target=cs.Logit(1))
+    expected = (2 * before[:, 1] + 1).mean((1, 2))
+    assert torch.allclose(p.score(values), expected, rtol=1e-12)
+    assert torch.allclose(p.grad_and_score(values)[1], expected, rtol=1e-12)
+    assert torch.allclose(p.shared_score(values[:1]), expected[:1].expand(len(X)), rtol=1e-12)
+    assert torch.equal(values, before)
+
+
+def test_answers_of_other_addresses_are_not_taken_for_the_targets() -> None:
+    p = probe()
+    p.session.shared.answers = Answers(["output"])
+    with p.aiming(cs.Channel("conv", 0)):
+        for score in (p.score(X), p.shared_score(X[:1])):
+            assert torch.allclose(score[0], NET.conv(X)[0, 0].mean(), rtol=1e-12)
 
 
 def test_a_target_before_the_address_has_no_gradient_there() -> None:

@@ -271,6 +271,24 @@ def test_operators_in_place_whose_value_is_dropped(kind: str) -> None:
     assert torch.equal(gradient, 3 * weights)
 
 
+@pytest.mark.parametrize("kind", [k for k in IN_PLACE if k != "own module"])  # that no gradient passes, whoever asks
+def test_one_pass_has_gradients_before_and_behind_operators_in_place(kind: str) -> None:
+    act, name, value = IN_PLACE[kind]
+
+    def run(s: Net, x: Tensor) -> Tensor:
+        h = x * 2
+        act(s, h)
+        return h * h
+
+    found = record(Net(run, leaky=nn.LeakyReLU(inplace=True)), X, ("input", name, "output"), graph=("input", name))
+    gradients = torch.autograd.grad(found["output"].sum(), [found["input"], found[name]])
+    x = X.clone().requires_grad_()
+    behind = value(x * 2)
+    assert torch.equal(found["output"], behind**2)
+    assert torch.allclose(gradients[1], 2 * behind)
+    assert torch.allclose(gradients[0], torch.autograd.grad((behind**2).sum(), x)[0])
+
+
 def test_edits_reach_the_network_at_input_modules_operators_and_output() -> None:
     net = Net(lambda s, x: s.a(x) + s.b(x), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1))
     zeros = torch.zeros_like(X)

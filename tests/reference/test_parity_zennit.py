@@ -14,7 +14,8 @@ from networks import bias_free, images, normal, randomized, relative, torchvisio
 from torch import Tensor, nn
 
 import convoscope as cs
-from convoscope.rules.composites import epsilon, epsilon_plus
+from convoscope.rules import AlphaBeta, Flat, Gamma, Rule, WSquare, ZBox, ZPlus
+from convoscope.rules.composites import epsilon, epsilon_plus, layered
 
 torchvision_models()  # zennit imports torchvision
 zennit = pytest.importorskip("zennit", reason="zennit is not installed")
@@ -62,6 +63,38 @@ def test_epsilon_plus(name: str, bias: str) -> None:
     module = exact_norms(deepcopy(make()) if bias == "with biases" else bias_free(make()))
     theirs = zennits(module, EpsilonPlus(epsilon=TINY, stabilizer=TINY, canonizers=[canonizer()]))
     assert relative(values(module, X, cs.LRP(composite=epsilon_plus(TINY)), CLASS), theirs) < 1e-5
+
+
+LOW, HIGH = (v * torch.ones(1, 3, 1, 1, dtype=torch.float64) for v in (-4.0, 5.0))
+RULES: dict[str, tuple[Rule, Any]] = {
+    "gamma": (Gamma(0.25, TINY), lambda: zennit.rules.Gamma(0.25, stabilizer=TINY)),
+    "alpha-beta": (AlphaBeta(2.0, 1.0, TINY), lambda: zennit.rules.AlphaBeta(2, 1, stabilizer=TINY)),
+    "z-plus": (ZPlus(TINY), lambda: zennit.rules.ZPlus(stabilizer=TINY)),
+}
+FIRST: dict[str, tuple[Rule, Any]] = {
+    "z-B": (ZBox(LOW, HIGH, TINY), lambda: zennit.rules.ZBox(LOW, HIGH, stabilizer=TINY)),
+    # Its bias counts as one of the weights unless it is said to be zero, and takes relevance.
+    "w-squared": (WSquare(TINY), lambda: zennit.rules.WSquare(stabilizer=TINY, zero_params="bias")),
+    "flat": (Flat(TINY), lambda: zennit.rules.Flat(stabilizer=TINY)),
+}
+CASES = [*(("small", r, "") for r in RULES), *(("small", "gamma", f) for f in FIRST), ("resnet18", "alpha-beta", ""),
+         ("resnet18", "gamma", "z-B"), ("resnet18", "z-plus", "flat"), ("vgg11_bn", "gamma", "z-B")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "rule", "first"), CASES, ids=["-".join(filter(None, c)) for c in CASES])
+def test_rules_inside_and_first(name: str, rule: str, first: str) -> None:
+    """One rule in convolutions, epsilon in linear operators, and another rule in the first layer."""
+    make, canonizer = NETWORKS[name]
+    module, (ours, theirs) = exact_norms(deepcopy(make())), RULES[rule]
+    table = zennit.composites.layer_map_base(TINY)
+    rules = [*table, (zennit.types.Convolution, theirs()), (torch.nn.Linear, Epsilon(TINY))]
+    if first:
+        start, composite = [(zennit.types.Convolution, FIRST[first][1]())], zennit.composites.SpecialFirstLayerMapComposite
+        found = composite(rules, start, canonizers=[canonizer()])
+    else:
+        found = zennit.composites.LayerMapComposite(rules, canonizers=[canonizer()])
+    table = layered(ours, epsilon(TINY).entries[0].rule, FIRST[first][0] if first else None, TINY)
+    assert relative(values(module, X, cs.LRP(composite=table), CLASS), zennits(module, found)) < 1e-5
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -35,7 +35,7 @@ def explained(function: Callable[[Tensor], Tensor], method: cs.Method, **setting
 @pytest.mark.parametrize("steps", [1, 2, 5, 32])
 def test_quadratic_is_exact(steps: int) -> None:
     """The midpoint rule is exact where the gradient is linear: a (x^2 - x0^2)."""
-    found = explained(torch.square, cs.IntegratedGradients(steps=steps, baseline=0.5))
+    found = explained(torch.square, cs.IntegratedGradients(rule="midpoint", steps=steps, baseline=0.5))
     assert relative(found.values, A * (X.square() - 0.25)) < 1e-13
     assert max(found.diagnostics["completeness gap relative"]) < 1e-12
 
@@ -43,7 +43,7 @@ def test_quadratic_is_exact(steps: int) -> None:
 @pytest.mark.parametrize("steps", [1, 3, 8, 20])
 def test_completeness_gap_of_a_cubic(steps: int) -> None:
     """3 (t - 1/2)^2 averaged over midpoints misses the integral by 1 / (4 n^2): the reported gap is -f / (4 n^2)."""
-    found = explained(lambda x: x**3, cs.IntegratedGradients(steps=steps, baseline=0.0))
+    found = explained(lambda x: x**3, cs.IntegratedGradients(rule="midpoint", steps=steps, baseline=0.0))
     assert relative(found.values, A * X**3 * (1 - 1 / (4 * steps**2))) < 1e-13
     gap = torch.tensor(found.diagnostics["completeness gap"], dtype=torch.float64)
     assert torch.allclose(gap, -(A * X**3).flatten(1).sum(1) / (4 * steps**2), rtol=1e-10)
@@ -58,7 +58,7 @@ def test_gap_falls_with_the_square_of_the_steps() -> None:
     exact = A * (torch.sin(3 * X) - torch.sin(torch.tensor(-1.2, dtype=torch.float64)))
     errors = []
     for steps in (16, 32, 64):
-        found = explained(lambda x: torch.sin(3 * x), cs.IntegratedGradients(steps=steps, baseline=-0.4))
+        found = explained(lambda x: torch.sin(3 * x), cs.IntegratedGradients(rule="midpoint", steps=steps, baseline=-0.4))
         errors.append(float((found.values - exact).abs().max()))
     assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
     assert errors[1] / errors[2] == pytest.approx(4, rel=0.02)
@@ -67,7 +67,7 @@ def test_gap_falls_with_the_square_of_the_steps() -> None:
 def test_kink() -> None:
     """relu(x) from -1: each pixel's map is the fraction of midpoints beyond zero, times the way."""
     steps = 10
-    found = explained(torch.relu, cs.IntegratedGradients(steps=steps, baseline=-1.0))
+    found = explained(torch.relu, cs.IntegratedGradients(rule="midpoint", steps=steps, baseline=-1.0))
     points = -1 + (torch.arange(steps, dtype=torch.float64) + 0.5).view(-1, 1, 1, 1, 1) / steps * (X + 1)
     assert relative(found.values, A * (points > 0).double().mean(0) * (X + 1)) < 1e-13
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import demo, explain, lists, scenes
+from convoscope.cli import compare, demo, explain, lists, scenes, segment
 
 app = typer.Typer(
     name="convoscope",
@@ -36,6 +36,8 @@ def top(
 
 
 app.command(context_settings={"ignore_unknown_options": True})(explain.explain)
+app.command(context_settings={"ignore_unknown_options": True})(compare.compare_methods)
+app.command(context_settings={"ignore_unknown_options": True})(segment.segment)
 app.command()(lists.layers)
 app.command()(lists.methods)
 app.command()(demo.demo)

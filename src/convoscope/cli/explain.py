@@ -11,18 +11,21 @@ if TYPE_CHECKING:
     from convoscope.cli.work import Work
 
 DEFAULT_OUT = Path("convoscope-report.html")
+DEFAULT_FOLDER = Path("convoscope-maps")
 
 
 def explain(
     context: typer.Context,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Pictures: JPEG, PNG, WebP, TIFF, ...")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGE...", help="Pictures (JPEG, PNG, WebP, TIFF, ...), or folders of them.")
+    ],
     model: opt.Model,
     method: Annotated[
         list[str] | None,
         typer.Option(
             "--method",
             metavar="NAME[:SETTING=VALUE,...]",
-            help="A method; may be repeated. 'convoscope methods' lists them. Default: a good set.",
+            help="A method, several with commas, or all. 'convoscope methods' lists them. Default: a good set.",
         ),
     ] = None,
     target: Annotated[
@@ -30,21 +33,26 @@ def explain(
         typer.Option(
             "--target",
             metavar="NAME|INDEX|top",
-            help="The class to explain; may be repeated. Default: top.",
+            help="The class to explain, or another target such as channel:layer=layer3,channel=7. Default: top.",
         ),
     ] = None,
     at: Annotated[
-        str | None,
-        typer.Option(metavar="LAYER", help="Explain by the activations of this layer, not by pixels."),
+        list[str] | None,
+        typer.Option(metavar="LAYER", help="Explain by the activations of this layer, not by pixels; may be repeated."),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help=f"The report, one self-contained page. Default: {DEFAULT_OUT}; none with --json.",
+            help=f"The report, one self-contained page. Default: {DEFAULT_OUT}; none with --json and for folders.",
         ),
     ] = None,
-    png: Annotated[Path | None, typer.Option(metavar="DIR", help="Write every map as a PNG into this folder.")] = None,
+    png: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help=f"Write every map as a PNG into this folder. Default for folders of pictures: {DEFAULT_FOLDER}."
+        ),
+    ] = None,
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
@@ -56,33 +64,44 @@ def explain(
     """Show which pixels made the network decide.
 
     Every setting of a method is an option too (--steps 64, --window 32) and goes to every chosen method that
-    has it; 'convoscope methods NAME' lists them with their help.
+    has it; 'convoscope methods NAME' lists them with their help. Of folders, all pictures in them are explained, and
+    their maps written one by one with an index; a run that was stopped goes on where it was.
     """
+    from convoscope.cli import folders
     from convoscope.cli import work as do
     from convoscope.core.errors import UsageError
     from convoscope.files import check_writable
 
-    out = out if out or as_json else DEFAULT_OUT
-    if out:
-        check_writable(out)
     pictures, settings = opt.split_settings(images, do.switches())
     if not pictures:
         raise UsageError("no picture given; for example: convoscope explain cat.jpg --model torchvision:resnet18")
+    in_folders = any(Path(p).is_dir() for p in pictures)
+    if in_folders and out:
+        raise UsageError("a report of whole folders would be too large to open; --png DIR says where their maps go")
+    out = out if out or as_json or in_folders else DEFAULT_OUT
+    if out:
+        check_writable(out)
     known = [name for p in context.command.params for name in p.opts if name.startswith("--")]
     methods = do.choose_methods(method or [], settings, known)
+    found = folders.pictures_in(pictures, png or DEFAULT_FOLDER) if in_folders else []
     net = opt.load_network(model, arch, weights, allow_partial, device)
-    targets = [net.target(t) for t in target or ["top"]]
-    job = do.Work(net, net.read(pictures), pictures, methods, targets, bool(method), at, batch_size, seed)
+    targets = [opt.find_target(net, t) for t in target or ["top"]]
+    chosen = bool(method) and "all" not in (method or [])
+    if in_folders:
+        folders.run(folders.Batch(net, found, methods, targets, chosen, at, batch_size, seed, png or DEFAULT_FOLDER), as_json)
+        return
+    job = do.Work(net, net.read(pictures), pictures, methods, targets, chosen, at, batch_size, seed)
     _run(job, out, png, as_json)
 
 
 def _run(job: "Work", out: Path | None, png: Path | None, as_json: bool) -> None:
     from convoscope.cli import work as do
     from convoscope.cli.terminal import console, print_json
+    from convoscope.report import predictions
 
     screen = console()
     if not as_json:
-        for name, found in zip(job.names, job.net.predict(job.x), strict=True):
+        for name, found in zip(job.names, predictions(job.net, job.x), strict=True):
             screen.print(f"{name}: {do.predictions_line(found)}", style="bold")
         size = " x ".join(str(n) for n in job.x.shape[2:])
         screen.print(f"network {job.net.name}, input {size}, seed {job.seed}\n")

@@ -42,6 +42,7 @@ def methods(
     as_json: opt.JSON = False,
 ) -> None:
     """List the methods, and where each works and fails."""
+    from convoscope.attribution.families import families
     from convoscope.cli.terminal import console, print_json, table
     from convoscope.core.spec import lookup
     from convoscope.method import methods as registry
@@ -55,9 +56,10 @@ def methods(
         for cls in chosen.values():
             _tell(cls)
         return
-    rows = [(name, a.type, a.use, a.cost, a.support, a.drawback) for name, cls in chosen.items() if (a := cls.about)]
-    headings = ("method", "type", "use", "cost", "support", "drawback")
-    console().print(table(headings, rows, gap=1))
+    rows = []
+    for family, group in families(chosen).items():
+        rows += [(name, family, a.use, a.cost, a.support, a.drawback) for name, cls in group.items() if (a := cls.about)]
+    console().print(table(("method", "family", "use", "cost", "support", "drawback"), rows, gap=1))
     console().print("convoscope methods NAME tells more: settings, paper, BibTeX.", style="dim")
 
 
@@ -78,9 +80,13 @@ def _settings(cls: Any) -> list[dict[str, Any]]:
 def _as_dict(cls: Any) -> dict[str, Any]:
     import dataclasses
 
+    from convoscope.attribution.families import family_of
+
     about, paper = cls.about, cls.paper
     return {
         "name": cls.name,
+        "title": cls.title,
+        "family": family_of(cls),
         "default": bool(getattr(cls, "default", False)),
         **(dataclasses.asdict(about) if about else {}),
         "paper": dataclasses.asdict(paper) if paper else None,

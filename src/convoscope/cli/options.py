@@ -1,7 +1,7 @@
 """Options that several commands share, and how a network and a device come out of them."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -9,11 +9,27 @@ from convoscope.core.errors import UsageError
 
 if TYPE_CHECKING:
     from convoscope.network import Network
+    from convoscope.targets import Target
 
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else.")]
 Seed = Annotated[int, typer.Option(help="Seed of everything random; the same seed gives the same bytes on a CPU.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps, ...; by default the CPU.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images run at once: less needs less memory.")]
+
+
+def batch_size_of(value: str | int) -> int | str:
+    """`auto`, or a whole number of at least 1."""
+    text = str(value)
+    if text != "auto" and not (text.isdecimal() and int(text) >= 1):
+        raise typer.BadParameter(f"{text!r} is neither 'auto' nor a whole number of at least 1")
+    return text if text == "auto" else int(text)
+
+
+BatchSize = Annotated[
+    Any,
+    typer.Option(
+        metavar="N|auto", parser=batch_size_of, help="Images run at once: less needs less memory; auto: what fits into memory."
+    ),
+]
 Model = Annotated[
     str,
     typer.Option(
@@ -53,6 +69,14 @@ def load_network(
     if place is not None:
         net.module.to(place)
     return net
+
+
+def find_target(net: "Network", text: str) -> "Target":
+    """The target that `--target` names: a class, "top", or a target with its settings, `margin:index=cat,other=dog`."""
+    from convoscope.core.spec import parse_spec, registered
+
+    name, colon, _ = text.partition(":")
+    return net.target(parse_spec("target", text) if colon and name in registered("target") else text)
 
 
 def find_device(name: str | None) -> str | None:

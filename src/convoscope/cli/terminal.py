@@ -46,7 +46,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iter
 class Progress:
     """Calls of `progress(done, total)` become a bar on a terminal, or a line every ten seconds elsewhere.
 
-    Nothing appears within the first second.
+    Nothing appears within the first second. `label` may be changed on the way.
     """
 
     def __init__(self, label: str) -> None:
@@ -69,7 +69,7 @@ class Progress:
             return
         if self.bar is None:
             self._show(total)
-        self.bar.update(self.task, completed=done, total=total)
+        self.bar.update(self.task, description=self.label, completed=done, total=total)
 
     def _show(self, total: int | None) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn

@@ -32,41 +32,44 @@ class Work:
     methods: list[Any]
     targets: list["Target | None"]
     chosen: bool = False
-    at: str | None = None
-    batch_size: int = 32
+    at: list[str] | None = None
+    batch_size: int | str = 32
     seed: int = 0
     attributions: list["Attribution"] = field(default_factory=list)
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
     def run(self) -> None:
-        """Run every method for every target; a default method that does not fit the network is left out."""
-        from convoscope.method import explain
-
-        for method in self.methods:
-            try:
-                for target in self.targets:
-                    with Progress(method.name) as progress:
-                        self.attributions.append(
-                            explain(
-                                self.net,
-                                self.x,
-                                method,
-                                target,
-                                at=self.at,
-                                batch_size=self.batch_size,
-                                seed=self.seed,
-                                progress=progress,
-                            )
-                        )
-            except UnsupportedError as error:
-                if self.chosen:
-                    raise
-                self.left_out.append((method.name, str(error)))
+        """Run every method for every target, with a bar; raises UnsupportedError if none fits the network."""
+        with Progress(", ".join(m.name for m in self.methods[:3]) + (", ..." if len(self.methods) > 3 else "")) as progress:
+            self.attempt(progress)
         if not self.attributions:
             raise UnsupportedError(
-                "none of the default methods can explain this network: "
+                "none of the methods can explain this network: "
                 + "; ".join(f"{name}: {reason}" for name, reason in self.left_out)
             )
+
+    def attempt(self, progress: Any) -> None:
+        """Run every method for every target; one that nobody chose and that does not fit the network is left out."""
+        try:
+            self.attributions = self._explain(self.methods, progress)
+        except UnsupportedError:
+            if self.chosen:
+                raise
+            self._one_by_one(progress)
+
+    def _explain(self, methods: list[Any], progress: Any) -> list["Attribution"]:
+        """All at once: what several methods, targets and layers need alike is computed once."""
+        from convoscope.method import explain
+
+        settings: dict[str, Any] = {"at": self.at, "batch_size": self.batch_size, "seed": self.seed, "progress": progress}
+        return explain(self.net, self.x, methods, self.targets, **settings)
+
+    def _one_by_one(self, progress: Any) -> None:
+        for method in self.methods:
+            try:
+                self.attributions += self._explain([method], progress)
+            except UnsupportedError as error:
+                self.left_out.append((method.name, str(error)))
 
 
 def choose_methods(texts: Sequence[str], settings: Mapping[str, str], options: Iterable[str]) -> list[Any]:
@@ -75,7 +78,8 @@ def choose_methods(texts: Sequence[str], settings: Mapping[str, str], options: I
     from convoscope.method import methods
 
     known = methods()
-    texts = list(texts) or [name for name, cls in known.items() if getattr(cls, "default", False)]
+    texts = [t for text in texts for name in split_methods(text) for t in (known if name == "all" else [name])]
+    texts = texts or [name for name, cls in known.items() if getattr(cls, "default", False)]
     made, used = [], set()
     for text in texts:
         name, _, given = text.strip().partition(":")
@@ -88,6 +92,19 @@ def choose_methods(texts: Sequence[str], settings: Mapping[str, str], options: I
         if key not in used:
             raise SpecError(_unknown_option(key, [m.name for m in made], options))
     return made
+
+
+def split_methods(text: str) -> list[str]:
+    """`grad-cam,rise:masks=9,grid=5` as its two methods: what has no name before an equals sign is a setting."""
+    found: list[str] = []
+    for piece in text.split(","):
+        colon, equals = (piece.find(sign) % (len(piece) + 1) for sign in ":=")
+        inside = found and found[-1].count("(") > found[-1].count(")")
+        if found and (inside or equals < colon):
+            found[-1] += f",{piece}"
+        else:
+            found.append(piece.strip())
+    return [name for name in found if name]
 
 
 def switches() -> set[str]:
@@ -115,7 +132,7 @@ def _unknown_option(key: str, chosen: Sequence[str], options: Iterable[str]) -> 
 
 def predictions_line(predictions: Iterable[Any], count: int = 3) -> str:
     """`tabby 0.71 · tiger cat 0.19`."""
-    return " · ".join(f"{p.category} {p.probability:.2f}" for p in list(predictions)[:count])
+    return " · ".join(f"{p.category} {p.probability:.2f}" for p in list(predictions)[:count]) or "no categories"
 
 
 def check_of(attribution: "Attribution") -> str:
@@ -199,8 +216,10 @@ def document(work: Work) -> dict[str, Any]:
     """What `--json` prints, before the paths are added."""
     from importlib.metadata import version
 
+    from convoscope.report import predictions
+
     net = work.net
-    predictions = net.predict(work.x)
+    said = predictions(net, work.x)
     return {
         "schema": "convoscope.explain/1",
         "version": version("convoscope"),
@@ -213,7 +232,7 @@ def document(work: Work) -> dict[str, Any]:
                     {"index": p.index, "category": p.category, "probability": jsonable(p.probability)} for p in found
                 ],
             }
-            for name, found in zip(work.names, predictions, strict=True)
+            for name, found in zip(work.names, said, strict=True)
         ],
         "attributions": [
             {
@@ -225,8 +244,12 @@ def document(work: Work) -> dict[str, Any]:
             }
             for a in work.attributions
         ],
-        "left_out": [{"method": name, "reason": reason} for name, reason in work.left_out],
-    }
+    } | refused_json(work.left_out)
+
+
+def refused_json(left_out: Iterable[tuple[str, str]]) -> dict[str, Any]:
+    """The methods that were left out, for JSON."""
+    return {"left_out": [{"method": name, "reason": reason} for name, reason in left_out]}
 
 
 def jsonable(value: Any) -> Any:

@@ -5,7 +5,7 @@ asks the rule for the input's gradient only when one arrives; nothing is paid fo
 """
 
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,6 +22,7 @@ def _names(text: str) -> frozenset[str]:
 
 CONVOLUTIONS = frozenset(f"conv{t}{d}d" for t in ("", "_transpose") for d in (1, 2, 3))
 LINEAR = CONVOLUTIONS | {"linear"}
+PRODUCTS = frozenset({"matmul", "mm", "bmm", "addmm"})
 RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
 ACTIVATIONS = RECTIFIERS | _names(
     "leaky_relu prelu rrelu elu selu celu gelu silu mish softplus softsign hardswish hardtanh tanh clamp sigmoid hardsigmoid"
@@ -74,13 +75,17 @@ class Call:
     """One call of an operator: enough to run it again with another input, weight or bias.
 
     `weight` and `bias` are those of a convolution or linear operator (None for others); after `followed_by` a batch
-    norm they are those of the one affine map that both make together. Nothing is merged in the user's module.
+    norm they are those of the one affine map that both make together. Nothing is merged in the user's module. `signals`
+    are its tensors that carry a gradient, in the order of the arguments; `x` is the first of them. `first`: no
+    linear operator comes before it on the signal's way.
     """
 
     def __init__(self, name: str, address: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]):
         self.name, self.address, self.func, self.args, self.kwargs = name, address, func, args, kwargs
         tensors = list(tensors_in(args, kwargs))
-        self.x: Tensor = next((t for t in tensors if t.requires_grad), tensors[0])
+        self.signals = [t for t in tensors if t.requires_grad]
+        self.first = False
+        self.x: Tensor = (self.signals or tensors)[0]
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self._operator, self._settings = func, {}
@@ -134,6 +139,10 @@ class Call:
         """
         return _Redirect.apply(self.x, self, pull, pointwise)
 
+    def redirect_each(self, pull: "PullEach") -> Tensor:
+        """As `redirect`, for a call with several signals: `pull` gives the gradient of each, or None."""
+        return _RedirectEach.apply(self, pull, *self.signals)
+
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same convolution or linear operator on another input, weight and bias."""
         return self._operator(x, weight, bias, **self._settings)
@@ -183,7 +192,7 @@ class Call:
         both = Call(self.name, self.address, self.func, self.args, self.kwargs)
         both.weight = weight * scale.view(-1, *[1] * (weight.dim() - 1))
         both.bias = shift if given.get("bias") is None else shift + given["bias"]
-        both.func, both.args, both.kwargs = norm.func, norm.args, norm.kwargs
+        both.func, both.args, both.kwargs, both.first = norm.func, norm.args, norm.kwargs, self.first
         return both
 
 
@@ -202,6 +211,7 @@ def _detached(value: Any) -> Any:
 
 
 Pull = Callable[[Call, Tensor, Tensor], Tensor]
+PullEach = Callable[[Call, Tensor, Tensor], Sequence[Tensor | None]]
 
 
 class _Kept:
@@ -218,13 +228,30 @@ class _Redirect(torch.autograd.Function):
         ctx.call, ctx.pull = call, pull
         ctx.x, ctx.value = call._keep(x), call._keep(value, pointwise)
         call.kept, call._keep = ctx.value, _Kept  # a node that held the rewriter would hold every graph it has seen
-        call.x, call.args = x.detach(), _detached(call.args)  # a node that held the graph would never be freed
+        call.x, call.args, call.signals = x.detach(), _detached(call.args), []  # a node that held the graph would stay
         return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         ctx.call.x = ctx.x.tensor
         return ctx.pull(ctx.call, ctx.value.tensor, gradients[0]), None, None, None
+
+
+class _RedirectEach(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, call: Call, pull: PullEach, *signals: Tensor) -> Tensor:
+        value = call.value()
+        ctx.call, ctx.pull = call, pull
+        ctx.signals, ctx.value = [call._keep(s) for s in signals], call._keep(value)
+        call.kept, call._keep = ctx.value, _Kept
+        call.x, call.args, call.signals = signals[0].detach(), _detached(call.args), []
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        ctx.call.signals = [kept.tensor for kept in ctx.signals]
+        ctx.call.x = ctx.call.signals[0]
+        return None, None, *ctx.pull(ctx.call, ctx.value.tensor, gradients[0])
 
 
 def surrogate(value: Tensor, path: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -238,7 +265,7 @@ class RuleTable(Protocol):
 
     strict: bool
 
-    def rule_for(self, name: str, address: str) -> Callable[[Call], Tensor] | None: ...
+    def rule_for(self, name: str, address: str, first: bool = False) -> Callable[[Call], Tensor] | None: ...
 
 
 class Rewriter:
@@ -250,6 +277,7 @@ class Rewriter:
         self.plain: list[str] = []
         self._linear = WeakTensorKeyDictionary()  # value of a linear call -> (the call, version of the value)
         self._seen = WeakTensorKeyDictionary()
+        self._behind = WeakTensorKeyDictionary()  # what came through a linear operator
         self._values = WeakTensorKeyDictionary()  # value of a redirected call -> what is kept of it
         self._kept: dict[int, list[weakref.ref[_Kept]]] = {}
 
@@ -258,40 +286,54 @@ class Rewriter:
         call = Call(name, address, func, args, kwargs)
         if call.inplace:
             self._protect(args[0], name)
-        carriers = [t for t in tensors_in(args, kwargs) if t.requires_grad]
+        carriers = call.signals
         self._require_seen(carriers, name, address)
+        behind, linear = any(t in self._behind for t in carriers), name in LINEAR or name in PRODUCTS
+        call.first = not behind
         output = self._applied(call, carriers) if carriers else call.native()
         self.saw(output, args, kwargs)
+        if carriers and (behind or linear):
+            for tensor in tensors_in(output):
+                self._behind[tensor] = True
         return output
 
-    def saw(self, *values: Any) -> None:
-        """Tensors that came out of operators that were seen; any other that carries a gradient came from a hidden one."""
+    def saw(self, *values: Any, like: Tensor | None = None) -> None:
+        """Tensors that came out of operators that were seen; any other that carries a gradient came from a hidden one.
+
+        `like`: the tensor whose place they take.
+        """
+        behind = like is not None and like in self._behind
         for tensor in tensors_in(*values):
             if tensor.requires_grad:
                 self._seen[tensor] = True
+                if behind:
+                    self._behind[tensor] = True
 
     def _applied(self, call: Call, carriers: list[Tensor]) -> Any:
         name, address, func, args, kwargs = call.name, call.address, call.func, call.args, call.kwargs
         call = self._fused(call)
-        rule = self.table.rule_for(call.name, call.address)
+        rule = self.table.rule_for(call.name, call.address, call.first)
         if rule is None:
             output = call.native()
             self._note_plain(call, len(carriers), output)
             return output
         self.matched.append(address)
-        if len(carriers) > 1:
+        if len(carriers) > 1 and not getattr(rule, "several", False):
             raise UnsupportedError(
                 f"{call.name!r} at {address!r} combines two signals; no rule can share its value between them"
             )
         inplace, again = call.inplace, Call(name, address, func, args, kwargs) if name in LINEAR else None
+        if again is not None:
+            again.first = call.first
         call._keep = self._keep
         output = rule(call)
         if inplace and output is not args[0]:
+            self._protect(args[0], "copy_")  # what the rule itself kept
             args[0].copy_(output)
             return args[0]
         if again is not None:
             self._linear[output] = (again, output._version)
-        if call.kept is not None:
+        if call.kept is not None and isinstance(output, Tensor):
             self._values[output] = call.kept
         return output
 

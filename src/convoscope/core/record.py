@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import _unsafe_preserve_version_counter  # type: ignore[attr-defined]
 from torch.overrides import TorchFunctionMode
 
 from convoscope.core.errors import AddressError, UnsupportedError, did_you_mean
@@ -28,6 +29,13 @@ class Activations(dict[str, Tensor]):
 
     rows: Tensor
 
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor], rows: Tensor) -> "Activations":
+        """Tensors by name, with the images their rows belong to."""
+        found = cls(values)
+        found.rows = rows
+        return found
+
 
 class _Stop(BaseException):
     """Everything asked for has been seen."""
@@ -36,11 +44,43 @@ class _Stop(BaseException):
 class Observer:
     """What watches a run: `operator` sees each call with its result, `value` each addressed tensor."""
 
+    def before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each operator call, which may overwrite what it is given."""
+
     def operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After each operator call."""
 
     def value(self, address: str, operator: str, module: nn.Module | None, output: Tensor) -> None:
         """After each addressed tensor; `operator` is the class of the module or the name of the operator."""
+
+
+class Collector(Observer):
+    """An observer of a pass with gradients: its hooks put tensors, one row per image, into `found` as gradients arrive.
+
+    `found` is read and emptied after each backward pass.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
+
+class Observers(Observer):
+    """Several at once."""
+
+    def __init__(self, observers: Collection[Observer]) -> None:
+        self.observers = observers
+
+    def before(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for observer in self.observers:
+            observer.before(name, args, kwargs)
+
+    def operator(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        for observer in self.observers:
+            observer.operator(name, args, kwargs, output)
+
+    def value(self, address: str, operator: str, module: nn.Module | None, output: Tensor) -> None:
+        for observer in self.observers:
+            observer.value(address, operator, module, output)
 
 
 def canonical(module: nn.Module, address: str) -> str:
@@ -75,10 +115,10 @@ def record(
         return run.activations
     with run.watching():
         try:
-            output = module(x)
+            output = run.parts(module(x))
         except _Stop:
             return run.activations
-    run.finish(head(output) if head else output)
+    run.finish(output, head)
     return run.activations
 
 
@@ -102,7 +142,7 @@ class _Recording(TorchFunctionMode):
         self.counts: dict[str, int] = {}
         self.seen: list[str] = []
         self.modules = set(self.names.values()) - {""}
-        named = {*self.modules, "input", "output"}
+        named = {*self.modules, "input", "output", *(a for a in self.open if a.startswith("output."))}
         self.operators = rewriter is not None or observer is not None or not self.open <= named
 
     @property
@@ -134,13 +174,25 @@ class _Recording(TorchFunctionMode):
         if "input" in self.wanted:
             self._store("input", x)
         self.open.discard("input")
-        if self.observer is None:
+        if self.observer is None or self.graph:
             x = x.clone()  # the network may overwrite its input
         if self.rewriter is not None:
             self.rewriter.saw(x)
         return x
 
-    def finish(self, output: Any) -> None:
+    def parts(self, output: Any) -> Any:
+        """The network's output, its parts (`output.boxes`) recorded where asked for."""
+        if isinstance(output, Tensor) or not any(a.startswith("output.") for a in self.open):
+            return output
+        self.paused = True
+        try:
+            return self._named("output", type(self.root).__name__, None, _stacked(output), [])
+        finally:
+            self.paused = False
+
+    def finish(self, output: Any, head: Callable[[Any], Tensor] | None) -> None:
+        if "output" in self.open and head is not None:
+            output = head(output)
         if "output" in self.edits:
             output = self.edits["output"](output)
         if "output" in self.wanted:
@@ -188,6 +240,8 @@ class _Recording(TorchFunctionMode):
         if not self.leaf:
             address = self._address(base, self.counts.get(base, 0))
         before = _versions(args, kwargs) if address in self.open else []
+        if self.observer is not None:
+            self.observer.before(name, args, kwargs)
         if self.rewriter is not None and torch.is_grad_enabled() and next(tensors_in(args, kwargs), None) is not None:
             output = self.rewriter.apply(name, address, func, args, kwargs)
         else:
@@ -238,10 +292,13 @@ class _Recording(TorchFunctionMode):
             if self.done:
                 raise _Stop
             handed = kept.clone() if address in self.graph else handed
-        if overwritten:
-            handed = output.copy_(handed)
+        if overwritten and handed is not output:
+            # Unedited, it is the same value: what an operator kept of its output to differentiate it still holds.
+            same = contextlib.nullcontext() if address in self.edits else _unsafe_preserve_version_counter(output)
+            with same:
+                handed = output.copy_(handed)
         if self.rewriter is not None:
-            self.rewriter.saw(handed)
+            self.rewriter.saw(handed, like=output)
         return handed
 
     def _captured(self, address: str, tensor: Tensor, shared: bool) -> Tensor:
@@ -255,6 +312,14 @@ class _Recording(TorchFunctionMode):
 
 def _versions(*values: Any) -> list[tuple[Tensor, int]]:
     return [(t, t._version) for t in tensors_in(*values) if not t.is_inference()]
+
+
+def _stacked(output: Any) -> Any:
+    """A list with one mapping per image, as detectors return, as one mapping; shorter rows end in zeros."""
+    if not (isinstance(output, tuple | list) and output and all(isinstance(o, Mapping) for o in output)):
+        return output
+    keys = [k for k, v in output[0].items() if isinstance(v, Tensor) and v.dim() and all(k in o for o in output)]
+    return {k: torch.nn.utils.rnn.pad_sequence([o[k] for o in output], batch_first=True) for k in keys}
 
 
 def _rebuilt(output: Any, parts: dict[Any, Any]) -> Any:

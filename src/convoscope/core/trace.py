@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from convoscope.core.errors import AddressError, did_you_mean
 from convoscope.core.geometry import Field, Geometry
 from convoscope.core.operators import tensors_in
 from convoscope.core.record import Observer, record
@@ -49,9 +50,17 @@ class Trace(Observer):
             return None
         return min((e for e in spatial if e.step == spatial[-1].step), key=lambda e: len(e.address)).address
 
+    def field_of(self, address: str) -> Field | None:
+        """What a unit of the tensor at an address sees; None where that is not known."""
+        return next((e.field for e in self.entries if e.address == address), None)
+
     def tail(self, address: str) -> list[str]:
-        """Names of the operators that ran after an address, in order."""
-        step = next(e.step for e in self.entries if e.address == address)
+        """Names of the operators that ran after an address, in order. Raises AddressError where nothing has that name."""
+        ends = {"input": 0, "output": len(self.operators)}
+        step = next((e.step for e in self.entries if e.address == address), ends.get(address.split(".")[0]))
+        if step is None:
+            hint = did_you_mean(address, [e.address for e in self.entries])
+            raise AddressError(f"layer {address!r} does not exist{hint} (net.layers() lists them all)")
         return self.operators[step:]
 
 
@@ -68,4 +77,3 @@ def trace(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None = N
         found = Trace(Geometry(x))
         record(module, x, observer=found, head=head)
     return found
-

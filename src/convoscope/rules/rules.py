@@ -9,8 +9,11 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from convoscope.core.errors import UnsupportedError
 from convoscope.core.operators import Call, step_from_zero
 from convoscope.core.spec import AtLeast, Spec
+
+STABILIZER = "stabilizer, as a fraction of the values' root mean square"
 
 
 class Rule(Spec, kind="rule", abstract=True):
@@ -18,6 +21,16 @@ class Rule(Spec, kind="rule", abstract=True):
 
     def __call__(self, call: Call) -> Tensor:
         raise NotImplementedError
+
+
+class Zero(Rule):
+    """LRP-0: each input receives what it contributed, R_i = x_i sum_j w_ij R_j / z_j; this is the ordinary gradient.
+
+    The bias keeps its own part; contributions that cancel make large values (Montavon et al. 2019).
+    """
+
+    def __call__(self, call: Call) -> Tensor:
+        return call.native()
 
 
 class Epsilon(Rule):
@@ -29,7 +42,7 @@ class Epsilon(Rule):
     The default only keeps from dividing by zero; 0.1 to 0.3 makes sparser maps and loses relevance.
     """
 
-    epsilon: Annotated[float, "stabilizer, as a fraction of the values' root mean square", AtLeast(0)] = 1e-9
+    epsilon: Annotated[float, STABILIZER, AtLeast(0)] = 1e-9
 
     def __call__(self, call: Call) -> Tensor:
         return call.redirect(self._pull)
@@ -38,36 +51,6 @@ class Epsilon(Rule):
         size = value.abs()
         share = gradient * size
         return call.pull(share.div_(size.add_(step_from_zero(value, self.epsilon))))
-
-
-class ZPlus(Rule):
-    """Only positive contributions carry relevance: alpha-beta with alpha = 1, beta = 0 (Bach et al. 2015, eq. 60)."""
-
-    epsilon: Annotated[float, "stabilizer, as a fraction of the values' root mean square", AtLeast(0)] = 1e-9
-
-    def __call__(self, call: Call) -> Tensor:
-        return call.redirect(self._pull, pointwise=True)
-
-    def _pull(self, call: Call, value: Tensor, gradient: Tensor) -> Tensor:
-        weight, x = call.weight, call.x
-        assert weight is not None
-        up, bias = weight.clamp(min=0), None if call.bias is None else call.bias.clamp(min=0)
-        if bool(x.amin() >= 0):
-            return call.pull(self._share(call.linear(x, up, bias), value, gradient), up)
-        down, positive, negative = weight.clamp(max=0), x.clamp(min=0), x.clamp(max=0)
-        if call.grouped:
-            share = self._share(call.linear(positive, up, bias).add_(call.linear(negative, down)), value, gradient)
-            pulled = call.pull(share, up), call.pull(share, down)
-        else:  # both parts as twice the channels: one convolution, which few input channels make hardly dearer
-            axis = -1 if call.name == "linear" else 1
-            x2, weight2 = torch.cat([positive, negative], axis), torch.cat([up, down], 1)
-            pulled = call.pull(self._share(call.linear(x2, weight2, bias), value, gradient), weight2, x2).chunk(2, axis)
-        # A zero input has no relevance to hand on, whatever its gradient.
-        return torch.where(x > 0, pulled[0], torch.where(x < 0, pulled[1], 0))
-
-    def _share(self, positive: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        """The gradient times the value, in units of the positive contributions, which are overwritten."""
-        return (gradient * value).div_(positive.add_(step_from_zero(positive, self.epsilon)))
 
 
 class Pass(Rule):
@@ -106,6 +89,16 @@ class Normalize(Rule):
             gradient = gradient * settings["weight"]
         scaled = gradient.reshape(settings["shape"]) / deviation
         return (scaled - scaled.mean(axes, keepdim=True)).reshape(x.shape)
+
+
+class Refuse(Rule):
+    """Raises UnsupportedError: the method is not defined for the operator."""
+
+    reason: Annotated[str, "what the method needs"]
+    several = True
+
+    def __call__(self, call: Call) -> Tensor:
+        raise UnsupportedError(f"{self.reason}; {call.name!r} at {call.address!r} is something else")
 
 
 class Guided(Rule):

@@ -71,12 +71,12 @@ def figure(
     heights = [[_measure(panel, width, zoom) for panel in row] for row in rows]
     tops = [[max(parts[k] for parts in row) for k in range(3)] for row in heights]
     across = MARGIN * 2 + columns * width + (columns - 1) * GAP
-    head = _height(title, TITLE + 3, across - 2 * MARGIN, zoom) + 12 if title else 0
+    head = text_height(title, TITLE + 3, across - 2 * MARGIN, zoom) + 12 if title else 0
     down = MARGIN * 2 + head + sum(sum(row) for row in tops) + (len(rows) - 1) * GAP
     page = Image.new("RGB", (across * zoom, round(down * zoom)), PAPER)
     draw = ImageDraw.Draw(page)
     if title:
-        _write(draw, title, MARGIN, MARGIN, TITLE + 3, across - 2 * MARGIN, INK, zoom)
+        write_text(draw, title, MARGIN, MARGIN, TITLE + 3, across - 2 * MARGIN, INK, zoom)
     y = MARGIN + head
     for row, top in zip(rows, tops, strict=True):
         for i, panel in enumerate(row):
@@ -88,9 +88,9 @@ def figure(
 def _measure(panel: Panel, width: int, zoom: int) -> tuple[float, float, float]:
     """Heights in points of the title, the picture, and what is below it."""
     shape = np.shape(panel.image)
-    above = _height(panel.title, TITLE, width, zoom) + 6 if panel.title else 0
+    above = text_height(panel.title, TITLE, width, zoom) + 6 if panel.title else 0
     below = _scale_height(panel.scale) if panel.scale else 0
-    below += 6 + _height(panel.caption, TEXT, width, zoom) if panel.caption else 0
+    below += 6 + text_height(panel.caption, TEXT, width, zoom) if panel.caption else 0
     return above, width * shape[0] / shape[1], below
 
 
@@ -110,7 +110,7 @@ def _draw(
 ) -> None:
     y += top[0]
     if panel.title:
-        _write(draw, panel.title, x, y - 6 - _height(panel.title, TITLE, width, zoom), TITLE, width, INK, zoom)
+        write_text(draw, panel.title, x, y - 6 - text_height(panel.title, TITLE, width, zoom), TITLE, width, INK, zoom)
     pixels = as_bytes(panel.image)
     size = (width * zoom, round(width * zoom * pixels.shape[0] / pixels.shape[1]))
     picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
@@ -121,7 +121,7 @@ def _draw(
     if panel.scale:
         _draw_scale(page, draw, panel.scale, x, y + 8, width, zoom)
         y += _scale_height(panel.scale)
-    _write(draw, panel.caption, x, y + 6, TEXT, width, SOFT, zoom)
+    write_text(draw, panel.caption, x, y + 6, TEXT, width, SOFT, zoom)
 
 
 def _draw_scale(page: Image.Image, draw: ImageDraw.ImageDraw, scale: Scale, x: float, y: float, width: int, zoom: int) -> None:
@@ -198,10 +198,19 @@ def _lines(text: str, size: float, width: float, zoom: int) -> list[str]:
     return lines
 
 
-def _height(text: str, size: float, width: float, zoom: int) -> float:
+def text_width(text: str, size: float, zoom: int) -> float:
+    """Points that a line of text takes."""
+    return _font(size * zoom).getlength(_plain(text)) / zoom
+
+
+def text_height(text: str, size: float, width: float, zoom: int) -> float:
+    """Points that a text takes, broken into lines of at most `width`."""
     return 1.3 * size * len(_lines(text, size, width, zoom))
 
 
-def _write(draw: ImageDraw.ImageDraw, text: str, x: float, y: float, size: float, width: float, color: str, zoom: int) -> None:
+def write_text(
+    draw: ImageDraw.ImageDraw, text: str, x: float, y: float, size: float, width: float, color: str, zoom: int
+) -> None:
+    """Writes a text with its upper left corner at (x, y) points, broken into lines of at most `width`."""
     for i, line in enumerate(_lines(text, size, width, zoom)):
         draw.text((x * zoom, (y + 1.3 * size * i) * zoom), line, color, _font(size * zoom))

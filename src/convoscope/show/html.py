@@ -94,7 +94,7 @@ class Report:
 
 def page(report: Report) -> str:
     """One HTML document that needs no network, no other file and, to be read, no script."""
-    return _render(
+    return render(
         "page.html",
         report=report,
         pictures=[_picture(p, f"p{i}", LARGEST, least=448) for i, p in enumerate(report.pictures, 1)],
@@ -113,7 +113,7 @@ def fragment(report: Report) -> str:
         if shown and size > FRAGMENT_BYTES:
             break
         shown.append(made)
-    return _render(
+    return render(
         "fragment.html",
         report=report,
         pictures=shown,
@@ -127,14 +127,14 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     columns = [[str(row[i]) for row in rows] for i in range(len(header))]
     right = [any(c) and all(_is_number(cell) for cell in c if cell) for c in columns]
     style = Markup(_text("fragment.css"))
-    return _render("table.html", header=header, rows=rows, right=right, style=style)
+    return render("table.html", header=header, rows=rows, right=right, style=style)
 
 
 # what the templates show
 
 
 def _picture(picture: Picture, anchor: str, largest: int, least: int) -> dict[str, Any]:
-    pixels = _fitted(as_bytes(picture.image), largest, least)
+    pixels = fitted(as_bytes(picture.image), largest, least)
     height, width = pixels.shape[:2]
     maps = [_map(m, pixels, picture.name, f"{anchor}-{i}", least > 0) for i, m in enumerate(picture.maps, 1)]
     targets = [{"target": target, "maps": list(group)} for target, group in groupby(maps, lambda m: m["target"])]
@@ -142,7 +142,7 @@ def _picture(picture: Picture, anchor: str, largest: int, least: int) -> dict[st
         "anchor": anchor,
         "name": picture.name,
         "note": picture.note,
-        "source": _webp(pixels, 88),
+        "source": webp(pixels, 88),
         "width": width,
         "height": height,
         "original": np.shape(picture.image)[1::-1],
@@ -181,21 +181,21 @@ def _map(m: Map, pixels: Bytes, name: str, anchor: str, thumb: bool) -> dict[str
         "signed": m.signed,
         "limit": top,
         "unit": m.unit,
-        "overlay": _webp(laid, 86),
-        "thumb": _webp(_fitted(laid, 256, 0), 78) if thumb else "",
+        "overlay": webp(laid, 86),
+        "thumb": webp(fitted(laid, 256, 0), 78) if thumb else "",
         "source": _palette_png(resample(values, height, width), top, m.signed),
         "alt": f"{m.title} of {name}" + (f" for {m.target}" if m.target else ""),
-        "where": _where(values, m.signed),
+        "where": where(values, m.signed),
         "resolution": f"{values.shape[1]} x {values.shape[0]}",
         "coarse": values.shape[0] < height / 2,
-        "gradient": Markup(_gradient(scale)),
+        "gradient": Markup(gradient(scale)),
         "ticks": [{"at": f"{100 * at:g}", "text": text.replace("-", "\N{MINUS SIGN}")} for at, text in scale.ticks()],
         "scale": _scale_in_words(scale),
         "clipped": _clipped(values, top, m.signed),
     }
 
 
-def _where(values: Floats, signed: bool) -> str:
+def where(values: Floats, signed: bool) -> str:
     """Words for the place of the strongest value, for people who cannot see the map."""
     if not values.any():
         return "It is zero everywhere."
@@ -230,7 +230,7 @@ def _clipped(values: Floats, top: float, signed: bool) -> str:
 # pictures as text
 
 
-def _fitted(pixels: Bytes, largest: int, least: int) -> Bytes:
+def fitted(pixels: Bytes, largest: int, least: int) -> Bytes:
     """Pixels with the longer side at most `largest`, and at least `least` so that fine colors survive encoding."""
     height, width = pixels.shape[:2]
     factor = min(1.0, largest / max(height, width))
@@ -242,7 +242,7 @@ def _fitted(pixels: Bytes, largest: int, least: int) -> Bytes:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def _webp(pixels: Bytes, quality: int) -> str:
+def webp(pixels: Bytes, quality: int) -> str:
     return _data_uri(Image.fromarray(pixels), "webp", quality=quality, method=4)
 
 
@@ -259,7 +259,7 @@ def _data_uri(picture: Image.Image, kind: str, **options: Any) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _gradient(scale: Scale) -> str:
+def gradient(scale: Scale) -> str:
     colors = bar_colors(scale)
     chosen = colors[np.rint(np.linspace(0, len(colors) - 1, 33)).astype(int)]
     return f"linear-gradient(90deg,{','.join(_hex(chosen))})"
@@ -295,5 +295,11 @@ def _text(name: str) -> str:
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-def _render(template: str, **values: Any) -> str:
+def style(*names: str) -> Markup:
+    """Style sheets, for a page that has to carry them itself."""
+    return Markup("".join(_text(name) for name in names))
+
+
+def render(template: str, **values: Any) -> str:
+    """A page or fragment from its template."""
     return _environment().get_template(template).render(**values)

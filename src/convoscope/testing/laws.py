@@ -21,7 +21,8 @@ from convoscope.testing.exceptions import EXCEPTIONS
 from convoscope.testing.untouched import unchanged
 from convoscope.testing.zoo import Hostile, unavailable, zoo
 
-SMALL = {"steps": 4, "samples": 3, "window": 4, "stride": 3, "masks": 6, "cells": 3, "segments": 6}
+SMALL = {"steps": 4, "samples": 3, "window": 4, "stride": 3, "masks": 6, "cells": 3, "segments": 12,
+         "permutations": 3, "channels": 4}
 FINE = {"steps": 256, "samples": 256}
 CLOSE = 1e-9  # float64, relative to the largest value: another order of summation is allowed, another result is not
 SEED = 3
@@ -56,15 +57,17 @@ class Trial:
         return _with(self.method, wanted, below)
 
 
-def _with(method: Method, wanted: Mapping[str, Any], below: bool = False) -> Method:
+def _with(method: Any, wanted: Mapping[str, Any], below: bool = False) -> Any:
     changes: dict[str, Any] = {}
     for info in fields_of(type(method)):
-        value = getattr(method, info.name)
-        if isinstance(value, Method):
+        value, new = getattr(method, info.name), wanted.get(info.name)
+        if isinstance(value, Spec):
             changes[info.name] = _with(value, wanted, below)
-        elif info.name in wanted and not (below and isinstance(value, int | float) and value < wanted[info.name]):
-            changes[info.name] = wanted[info.name]
-    return dataclasses.replace(method, **changes) if changes else method  # type: ignore[type-var]
+        elif new is None or isinstance(value, tuple) or (below and isinstance(value, int | float) and value < new):
+            continue  # channels of CRP are numbers of channels, not how many
+        else:
+            changes[info.name] = new
+    return dataclasses.replace(method, **changes) if changes else method
 
 
 def _same(found: Tensor, expected: Tensor, what: str) -> None:
@@ -239,6 +242,9 @@ def is_documented(trial: Trial) -> None:
 
 
 # ---------------------------------------------------------------- an exception at every operator
+MOMENTS = 24
+
+
 class Interrupted(BaseException):
     """Not an Exception, as Ctrl-C is not."""
 
@@ -283,14 +289,17 @@ def _entered(module: nn.Module) -> Iterator[list[int]]:
 
 
 def leaves_the_network_untouched_when_interrupted(trial: Trial) -> None:
-    """An exception at every operator of every forward pass; on the network `skip`, at every operator at all."""
+    """An exception at every operator of every forward pass; on the network `skip`, at every operator at all.
+
+    Of very many operators, at as many as MOMENTS, evenly spread from the first to the last.
+    """
     expected = trial.reference
     everywhere = trial.hostile.name == "skip"
     with _entered(trial.network.plain) as inside:
         with (counting := _RaiseAt(0, everywhere, inside)):
             trial.values()
         assert counting.seen > 0, "no operator was called in the forward pass"
-        for k in range(1, counting.seen + 1):
+        for k in _spread(counting.seen):
             with trial.unchanged(f"after operator {k} of {counting.seen} raised"):
                 try:
                     with _RaiseAt(k, everywhere, inside) as mode:
@@ -299,6 +308,13 @@ def leaves_the_network_untouched_when_interrupted(trial: Trial) -> None:
                     continue
                 assert mode.seen < k, f"what operator {k} of {counting.seen} raised was swallowed"
     assert torch.equal(trial.values(), expected), "other values after exceptions"
+
+
+def _spread(count: int) -> list[int]:
+    """1 .. count, or MOMENTS of them."""
+    if count <= MOMENTS:
+        return list(range(1, count + 1))
+    return sorted({1 + round(i * (count - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})
 
 
 LAWS: dict[str, Callable[[Trial], None]] = {

@@ -1,0 +1,1 @@
+"""Beside peers and beside the truth: `python -m benchmarks.attribution`, `python -m benchmarks.scenes_ranking`."""
