@@ -1,5 +1,6 @@
 """Addresses, captures and edits, on networks that do what networks do: in place, twice, in tuples, without a module."""
 
+import threading
 from collections import Counter, OrderedDict, namedtuple
 from collections.abc import Callable
 from types import ModuleType
@@ -452,3 +453,26 @@ def test_addresses_are_those_of_torchvisions_feature_extraction(name: str, torch
     found = record(net, x, shared)
     assert not [n for n in shared if not torch.equal(found[n], theirs[n])]
     assert len(shared) > 30
+
+
+def test_a_pass_that_ends_while_another_thread_is_between_its_hooks_disturbs_neither() -> None:
+    """PyTorch lists a module's hooks first, and asks only at each one's turn whether it takes keywords: a hook removed in
+    between is still called, without them."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).double()
+    waiting, go = threading.Event(), threading.Event()
+    ended: list[Activations] = []
+
+    def between(*_: object) -> None:
+        if threading.current_thread() is other:
+            waiting.set()
+            assert go.wait(20)
+        else:
+            go.set()
+            other.join(20)
+
+    other = threading.Thread(target=lambda: ended.append(record(module, X, ("0",))))
+    with module[0].register_forward_hook(between):
+        other.start()
+        assert waiting.wait(20)
+        found = record(module, X, ("0",))
+    torch.testing.assert_close(found["0"], ended[0]["0"])

@@ -208,17 +208,19 @@ class _Recording(TorchFunctionMode):
         self.activations.update(dict.fromkeys(self.wanted[address], tensor))
 
     # ---- modules
-    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+    def _enter(self, module: nn.Module, args: Any, *rest: Any) -> None:
         if threading.get_ident() != self.thread:
             return
+        (kwargs,) = rest
         path = self.names[module]
         address = self._address(path, self._next("module", path))
         self.calls.append((path, address, _versions(args, kwargs) if address in self.open else []))
         self.leaf += _is_leaf(module)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if threading.get_ident() != self.thread:
+    def _leave(self, module: nn.Module, args: Any, *rest: Any) -> Any:
+        if threading.get_ident() != self.thread:  # may lack the keywords where that thread is removing its hooks
             return None
+        output = rest[-1]
         self.leaf -= _is_leaf(module)
         _, address, before = self.calls.pop()
         self.paused = True  # what is done here is not the network's doing
