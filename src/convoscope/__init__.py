@@ -33,7 +33,7 @@ _PUBLIC = {
     ],
     "attribution.segmentation": ["Segmentation", "segment"],
     "rules": ["Composite", "Rule"],
-    "core.statistic": ["Statistic"],
+    "core.statistic": ["Samples", "Statistic"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],

@@ -1,6 +1,7 @@
 """Statistics: any split of the data, merged, equals one pass."""
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 import convoscope as cs
-from convoscope.core.statistic import CONCATENATE, MAXIMUM, MINIMUM, SUM, ChannelMoments, Statistic
+from convoscope.core.statistic import CONCATENATE, MAXIMUM, MINIMUM, SUM, ChannelMoments, Samples, Statistic
 
 DATA = torch.randn(12, 3, 4, 5, generator=torch.Generator().manual_seed(0))
 
@@ -24,7 +25,7 @@ class Everything(Statistic):
         self.low, self.high = torch.full((3,), torch.inf), torch.full((3,), -torch.inf)
         self.rows = torch.zeros(0, 3)
 
-    def update(self, batch: Tensor) -> None:
+    def update(self, batch: Tensor, samples: Samples | None = None) -> None:
         self.count += len(batch)
         self.histogram += torch.histc(batch, 8, -2, 2).long()
         self.low = torch.minimum(self.low, batch.amin((0, 2, 3)))
@@ -76,39 +77,81 @@ def test_state_is_a_copy_that_another_continues_from() -> None:
     assert int(state["count"]) == 5
 
 
+def moments(channels: int) -> ChannelMoments:
+    return over(ChannelMoments, torch.ones(2, channels))
+
+
 def test_what_does_not_fit_does_not_merge() -> None:
-    with pytest.raises(cs.UsageError, match="a ChannelMoments cannot merge a Everything"):
-        ChannelMoments(3).merge(Everything())  # type: ignore[arg-type]
+    with pytest.raises(cs.UsageError, match=r"a ChannelMoments\(\) cannot merge a Everything"):
+        moments(3).merge(Everything())  # type: ignore[arg-type]
     with pytest.raises(cs.UsageError, match=r"total is torch.float64 of shape \(3,\) here and .* \(1,\) there"):
-        ChannelMoments(3).merge(ChannelMoments(1))
+        moments(3).merge(moments(1))
     with pytest.raises(cs.UsageError, match=r"keeps \['count', 'square', 'total'\]; got \['count'\]"):
-        ChannelMoments(3).load_state_dict({"count": torch.zeros(())})
+        moments(3).load_state_dict({"count": torch.zeros(())})
     with pytest.raises(cs.UsageError, match="shape"):
-        ChannelMoments(3).load_state_dict(ChannelMoments(2).state_dict())
-    half = ChannelMoments(3)
+        moments(3).load_state_dict(moments(2).state_dict())
+    half = moments(3)
     with pytest.raises(cs.UsageError, match="shape"):
-        half.merge(ChannelMoments(4))
-    assert int(half.count) == 0
+        half.merge(moments(4))
+    assert int(half.count) == 2
+
+
+def test_one_that_has_seen_nothing_merges_as_if_it_were_not_there() -> None:
+    some = moments(3)
+    assert same(moments(3).merge(ChannelMoments()), some)
+    new = ChannelMoments().merge(some)
+    assert same(new, some)
+    new.update(torch.ones(2, 3))
+    assert int(some.count) == 2
+    assert ChannelMoments().state_dict() == {}
+    assert not ChannelMoments().load_state_dict({}).begun
+    assert not some.fresh().begun
+    assert ChannelMoments.label() == "channel-moments"
+
+
+@dataclass(kw_only=True, eq=False)
+class Rows(Statistic):
+    """One with a setting, whose rows stay in their shard."""
+
+    scale: float = 1.0
+    state = {"count": SUM, "rows": CONCATENATE}
+    spilled = ("rows",)
+
+    def update(self, batch: Tensor, samples: Samples | None = None) -> None:
+        self.count, self.rows = torch.tensor(len(batch)), batch * self.scale
+
+
+def test_settings_must_agree_and_what_is_spilled_stays() -> None:
+    one = over(lambda: Rows(scale=2.0), DATA)
+    assert one.settings == {"scale": 2.0}
+    assert one.fresh().settings == one.settings
+    with pytest.raises(cs.UsageError, match=r"Rows\(scale=2.0\) cannot merge a Rows\(scale=1.0\)"):
+        one.merge(over(Rows, DATA))
+    one.merge(over(lambda: Rows(scale=2.0), DATA[:5]))
+    assert (int(one.count), len(one.rows)) == (17, 12)
 
 
 @pytest.mark.parametrize("shape", [(12, 3), (12, 3, 5), (12, 3, 4, 5)])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.uint8])
 def test_channel_moments_are_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     batch = (torch.rand(shape, generator=torch.Generator().manual_seed(1)) * 100).to(dtype)
-    found = over(lambda: ChannelMoments(3), *batch.split(5))
+    found = over(ChannelMoments, *batch.split(5))
     rows = batch.double().transpose(0, 1).flatten(1)
     mean, deviation = found.value()
     assert torch.allclose(mean, rows.mean(1), rtol=1e-12)
     assert torch.allclose(deviation, rows.std(1, correction=0), rtol=1e-10)
     assert mean.dtype == torch.float64
-    merged = over(lambda: ChannelMoments(3), batch[:7]).merge(over(lambda: ChannelMoments(3), batch[7:]))
+    merged = over(ChannelMoments, batch[:7]).merge(over(ChannelMoments, batch[7:]))
     assert torch.allclose(merged.value()[1], deviation, rtol=1e-10)
 
 
 def test_channel_moments_of_a_constant_and_of_nothing() -> None:
-    mean, deviation = over(lambda: ChannelMoments(3), torch.full((4, 3, 2), 7.0)).value()
+    mean, deviation = over(ChannelMoments, torch.full((4, 3, 2), 7.0)).value()
     assert mean.tolist() == [7, 7, 7]
     assert deviation.tolist() == [0, 0, 0]
-    assert ChannelMoments(3).value()[0].isnan().all()
-    with pytest.raises(cs.UsageError, match=r"3 channels \(B, C, ...\); got shape \(2, 4\)"):
-        ChannelMoments(3).update(torch.zeros(2, 4))
+    with pytest.raises(cs.UsageError, match="nothing was seen"):
+        ChannelMoments().value()
+    with pytest.raises(cs.UsageError, match=r"channels \(B, 3, ...\); got shape \(2, 4\)"):
+        moments(3).update(torch.zeros(2, 4))
+    with pytest.raises(cs.UsageError, match=r"channels \(B, C, ...\); got shape \(2,\)"):
+        ChannelMoments().update(torch.zeros(2))
