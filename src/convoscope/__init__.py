@@ -34,6 +34,7 @@ _PUBLIC = {
     "attribution.segmentation": ["Segmentation", "segment"],
     "rules": ["Composite", "Rule"],
     "core.statistic": ["Samples", "Statistic"],
+    "data.dataset": ["Concept", "Dataset", "open_dataset", "segments_for"],
     "engine": ["Sweep", "sweep"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",

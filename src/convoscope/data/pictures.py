@@ -297,3 +297,15 @@ def _reason(error: BaseException) -> str:
         return error.strerror
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def read_size(source: Any) -> tuple[tuple[int, int], Image.Transpose | None]:
+    """Width and height of a picture as `read_picture` gives it, and how the stored pixels are turned for that.
+
+    Only the header is read. Raises as `read_picture` does.
+    """
+    with _silence(), _opened(source) as (picture, _):
+        turn = _turn(picture)
+        width, height = picture.size
+    across = (Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90)
+    return ((height, width) if turn in across else (width, height)), turn
