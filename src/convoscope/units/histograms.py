@@ -151,9 +151,7 @@ class UnitActivity(Statistic):
         }
 
 
-def lifetime_sparseness(
-    total: Float[Tensor, "units"], energy: Float[Tensor, "units"], images: int
-) -> Float[Tensor, "units"]:
+def lifetime_sparseness(total: Float[Tensor, "units"], energy: Float[Tensor, "units"], images: int) -> Float[Tensor, "units"]:
     """Sparseness of responses r_i >= 0 to n images from their sum and sum of squares, (1 - a) / (1 - 1/n).
 
     a = (sum r / n)^2 / (sum r^2 / n) is the breadth of Treves and Rolls. 0 where all responses are the same, 1 where one
