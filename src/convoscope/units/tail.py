@@ -1,0 +1,252 @@
+"""The largest values of every unit over a data set: its threshold, exact, and the places above it."""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from convoscope.core.errors import ConvoscopeError, UnsupportedError, UsageError
+from convoscope.core.statistic import CONCATENATE, MAXIMUM, MINIMUM, SUM, Samples, Statistic
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where the tail of each unit begins: a unit is active where its value is above `value`.
+
+    `exceedance` is the share of values above it, at most the fraction asked for and less where values are equal. `dead` units
+    never change; `sparse` ones are at their lowest value for all but less than the fraction, so that everything above it is
+    tail (a rectified unit that is zero nearly everywhere). `values` counts what was seen of each unit.
+    """
+
+    value: Float[Tensor, "units"]
+    exceedance: Float[Tensor, "units"]
+    dead: Bool[Tensor, "units"]
+    sparse: Bool[Tensor, "units"]
+    values: int
+
+
+@dataclass(kw_only=True, eq=False)
+class Tail(Statistic):
+    """The top `fraction` of every unit's values, over all places of all images, exact and in any order (Bau et al. 2017, 3.2).
+
+    Of N values in all it keeps the K = floor(fraction * N) + 1 largest of each unit; the K-th is the threshold T, the smallest
+    number with P(a > T) <= fraction. Beside it, `rows` holds the images seen, and `cells` and `levels` every value that may be
+    above the final threshold with its eight neighbors, which is what bilinear interpolation above it needs: one pass over
+    the images is enough. Maps are `(B, C, h, w)` of one size, or `(B, C)`.
+    """
+
+    fraction: float = 0.005
+    state = {
+        "largest": CONCATENATE, "smallest": MINIMUM, "bound": MAXIMUM, "images": SUM, "total": MAXIMUM, "grid": MAXIMUM,
+        "rows": CONCATENATE, "cells": CONCATENATE, "levels": CONCATENATE,
+    }  # fmt: skip
+    spilled = ("rows", "cells", "levels")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction < 1:
+            raise UsageError(f"the tail is a fraction between 0 and 1 of the values; got {self.fraction}")
+
+    # ---- tensors kept
+    @property
+    def largest(self) -> Float[Tensor, "kept units"]:
+        """The largest values of each unit, falling; -inf below those of units that have fewer."""
+        self._compact()
+        return self._largest
+
+    @largest.setter
+    def largest(self, values: Tensor) -> None:
+        self._largest, self._pending = values, []
+        self._waiting = torch.zeros(values.shape[1], dtype=torch.int64, device=values.device)
+
+    @property
+    def rows(self) -> Tensor:
+        """The images seen, by number."""
+        return _joined(self._rows)
+
+    @rows.setter
+    def rows(self, values: Tensor) -> None:
+        self._rows = [values]
+
+    @property
+    def cells(self) -> Tensor:
+        """Places of spilled values: ((image * units + unit) * h + row) * w + column."""
+        return _joined(self._cells)
+
+    @cells.setter
+    def cells(self, values: Tensor) -> None:
+        self._cells = [values]
+
+    @property
+    def levels(self) -> Tensor:
+        """The spilled values themselves."""
+        return _joined(self._levels)
+
+    @levels.setter
+    def levels(self, values: Tensor) -> None:
+        self._levels = [values]
+
+    @property
+    def kept(self) -> int:
+        """How many values of each unit are kept."""
+        return self._rank(int(self.total))
+
+    def _rank(self, images: int) -> int:
+        return math.floor(Fraction(str(self.fraction)) * images * int(self.grid.prod())) + 1
+
+    # ---- taking in
+    def update(self, batch: Tensor, samples: Samples | None = None) -> None:
+        maps = _maps(batch)
+        if samples is None:
+            raise UsageError("the tail of a data set needs to know how many images there are: update(batch, samples)")
+        if not self.begun:
+            self._begin(maps, samples)
+        self._check(maps, samples)
+        lowest = maps.amin((0, 2, 3))
+        if bool(lowest.isnan().any()):
+            unit = int(lowest.isnan().nonzero()[0])
+            raise UnsupportedError(f"unit {unit} is not a number somewhere in images {samples.index.tolist()[:3]} and on")
+        self._move(maps.device)
+        self.smallest = torch.minimum(self.smallest, lowest)
+        self.images += len(maps)
+        self._rows.append(samples.index.cpu())
+        above = maps > self._floor()[:, None, None]
+        if self._keep(maps, above):
+            above = maps > self._floor()[:, None, None]
+        self._spill(maps, above, samples.index)
+
+    def hint(self, earlier: "Tail") -> None:
+        """What is below the threshold of other images of the same data set is below that of all."""
+        if earlier.begun:
+            self._hint = torch.maximum(earlier.bound, earlier._kth())
+
+    def _begin(self, maps: Tensor, samples: Samples) -> None:
+        channels, like = maps.shape[1], {"dtype": maps.dtype, "device": maps.device}
+        self.total, self.grid = torch.tensor(samples.total), torch.tensor(maps.shape[2:])
+        self.images, self.smallest = torch.tensor(0), torch.full((channels,), torch.inf, **like)
+        hint = getattr(self, "_hint", None)
+        self.bound = torch.full((channels,), -torch.inf, **like) if hint is None else hint.to(**like)
+        self.largest = torch.empty(0, channels, **like)
+        self._rows, self._cells, self._levels = [], [], []
+
+    def _check(self, maps: Tensor, samples: Samples) -> None:
+        if maps.shape[1] != self._largest.shape[1]:
+            raise UsageError(f"expected a batch of channels (B, {self._largest.shape[1]}, ...); got shape {tuple(maps.shape)}")
+        if list(maps.shape[2:]) != self.grid.tolist():
+            raise UsageError(
+                f"maps of {_by(self.grid.tolist())} units before and {_by(maps.shape[2:])} now: thresholds count the values "
+                "of maps of one size; give the network a size"
+            )
+        if samples.total != int(self.total):
+            raise UsageError(f"a data set of {int(self.total)} images before and of {samples.total} now")
+
+    def _move(self, device: torch.device) -> None:
+        """State that was loaded continues on the device of the batch."""
+        if self.smallest.device != device:
+            self.smallest, self.bound = self.smallest.to(device), self.bound.to(device)
+            self.largest = self.largest.to(device)
+
+    def _kth(self) -> Tensor:
+        largest = self.largest
+        return largest[self.kept - 1] if len(largest) >= self.kept else torch.full_like(self.smallest, -torch.inf)
+
+    def _floor(self) -> Tensor:
+        """No value up to here can be above the final threshold; from the values compacted so far."""
+        full = len(self._largest) >= self.kept
+        return torch.maximum(self.bound, self._largest[self.kept - 1]) if full else self.bound
+
+    def _keep(self, maps: Tensor, above: Tensor) -> bool:
+        """Note new values of the tail; whether the floor may have risen."""
+        channels = maps.shape[1]
+        units, places = above.transpose(0, 1).flatten(1).nonzero(as_tuple=True)
+        values = maps.transpose(0, 1).flatten(1)[units, places] + 0.0  # no negative zero
+        self._pending.append((units, values))
+        self._waiting += torch.bincount(units, minlength=channels)
+        full = len(self._largest) >= self.kept
+        most, mean = int(self._waiting.max()), float(self._waiting.sum()) / channels
+        if most <= self.kept and (mean <= self.kept / 8 if full else mean + len(self._largest) < self.kept):
+            return False
+        self._compact()
+        return True
+
+    def _compact(self) -> None:
+        if not self._pending:
+            return
+        units = torch.cat([u for u, _ in self._pending])
+        order = units.argsort(stable=True)
+        units, values = units[order], torch.cat([v for _, v in self._pending])[order]
+        starts = self._waiting.cumsum(0) - self._waiting
+        places = torch.arange(len(units), device=units.device) - starts[units]
+        packed = values.new_full((int(self._waiting.max()), self._largest.shape[1]), -torch.inf)
+        packed[places, units] = values
+        self.largest = self._largest_of(torch.cat([self._largest, packed]))
+
+    def _largest_of(self, values: Tensor) -> Tensor:
+        found = values.topk(min(self.kept, len(values)), 0).values
+        return found[: int((found > -torch.inf).any(1).sum())]
+
+    def _spill(self, maps: Tensor, above: Tensor, index: Tensor) -> None:
+        images, units = above.flatten(2).any(2).nonzero(as_tuple=True)
+        near, chosen = above[images, units], maps[images, units]
+        for axis in (1, 2):
+            was = near.clone()
+            size = near.shape[axis]
+            near.narrow(axis, 1, size - 1).logical_or_(was.narrow(axis, 0, size - 1))
+            near.narrow(axis, 0, size - 1).logical_or_(was.narrow(axis, 1, size - 1))
+        pairs, places = near.flatten(1).nonzero(as_tuple=True)
+        base = index.to(images.device)[images] * maps.shape[1] + units
+        self._cells.append((base[pairs] * maps[0, 0].numel() + places).cpu())
+        self._levels.append((chosen.flatten(1)[pairs, places] + 0.0).cpu())
+
+    # ---- together
+    def merge(self, other: "Tail") -> "Tail":
+        if self.accepts(other):
+            for name, what in (("grid", "maps of {} units"), ("total", "a data set of {} images")):
+                mine, theirs = getattr(self, name).tolist(), getattr(other, name).tolist()
+                if mine != theirs:
+                    raise UsageError(f"tails of {what.format(mine)} here and {what.format(theirs)} there do not merge")
+            device = self.smallest.device
+            self.largest = self._largest_of(torch.cat([self.largest, other.largest.to(device)]))
+            self.smallest = torch.minimum(self.smallest, other.smallest.to(device))
+            self.bound = torch.maximum(self.bound, other.bound.to(device))
+            self.images = self.images + other.images.to(self.images.device)
+        return self
+
+    def value(self) -> Thresholds:
+        """The threshold of each unit over everything taken in. Raises UsageError before the first batch, ConvoscopeError where
+        shards were begun with the hint of others that are missing here."""
+        if not self.begun:
+            raise UsageError("no threshold: nothing was seen")
+        seen, rank, largest = int(self.images) * int(self.grid.prod()), self._rank(int(self.images)), self.largest
+        full = largest[rank - 1] if len(largest) >= rank else torch.full_like(self.smallest, -torch.inf)
+        if bool((full < self.bound).any() | full.isinf().any()):
+            raise ConvoscopeError(
+                "these shards were measured knowing others that are missing or have changed; merge all of them, or measure again"
+            )
+        dead = largest[0] == self.smallest
+        return Thresholds(full, (largest > full).sum(0).cpu().double() / seen, dead, (full == self.smallest) & ~dead, seen)
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """The parts as one tensor, which then stands for them."""
+    if len(parts) != 1:
+        parts[:] = [torch.cat(parts)]
+    return parts[0]
+
+
+def _by(grid: "list[int] | torch.Size") -> str:
+    return " x ".join(map(str, grid))
+
+
+def _maps(batch: Tensor) -> Tensor:
+    """Activations as `(B, C, h, w)` in single precision at least."""
+    if batch.dim() not in (2, 4):
+        raise UnsupportedError(
+            f"a layer of shape {tuple(batch.shape[1:])} has no rows and columns of units; dissection takes layers "
+            "(channels, height, width) or (channels,)"
+        )
+    batch = batch.detach()
+    batch = batch if batch.dtype == torch.float64 else batch.float()
+    return batch if batch.dim() == 4 else batch[:, :, None, None]
