@@ -1,0 +1,119 @@
+"""The pictures of a book: receptive fields cut out of what the network sees, one strip for each unit."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+from numpy.typing import NDArray
+
+from convoscope.files import replaced
+from convoscope.units.book_files import LayerEntry, strip_path
+
+SCRATCH_BYTES = 4 << 30  # of disk; units whose pictures take more are drawn in several rounds
+PIXELATED = 12  # a field of fewer pixels is shown pixel by pixel, a larger one smoothly
+QUALITY = 80
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What to cut out for the units of one layer: images (-1: none) and boxes (top, left, bottom, right) in input pixels."""
+
+    entry: LayerEntry
+    images: Int[NDArray[np.int64], "units sorts ranks"]
+    boxes: Int[NDArray[np.int64], "units sorts ranks 4"]
+
+
+@dataclass
+class _Round:
+    """The units of one round: scratch holds their crops one after the other."""
+
+    cuts: Sequence[Cut]
+    units: list[tuple[int, int]]  # cut, unit
+    size: int
+
+    @property
+    def per_unit(self) -> int:
+        return int(np.prod(self.cuts[0].images.shape[1:])) if self.cuts else 0
+
+    def by_image(self) -> Iterator[tuple[int, list[tuple[int, Any]]]]:
+        """For each image that is needed, in order: places in scratch, and boxes."""
+        images = np.concatenate([self.cuts[c].images[u].reshape(-1) for c, u in self.units])
+        boxes = np.concatenate([self.cuts[c].boxes[u].reshape(-1, 4) for c, u in self.units])
+        order = np.argsort(images, kind="stable")
+        order = order[images[order] >= 0]
+        for place in np.split(order, np.flatnonzero(np.diff(images[order])) + 1):
+            if len(place):
+                yield int(images[place[0]]), [(int(p), boxes[p]) for p in place]
+
+
+def write_strips(
+    folder: Path, cuts: Sequence[Cut], pixels: Callable[[int], NDArray[np.uint8]], size: int, scratch: Path,
+    progress: Callable[[int, int], None] | None = None, scratch_bytes: int = SCRATCH_BYTES,
+) -> None:  # fmt: skip
+    """Write the strips that are not there yet; `pixels(i)` is image i (H, W, 3) as the network sees it.
+
+    Each image is read once for every `scratch_bytes` of crops: they wait on the disk, so that memory stays flat.
+    """
+    missing = [(c, u) for c, cut in enumerate(cuts) for u in range(cut.entry.units)]
+    missing = [(c, u) for c, u in missing if not strip_path(folder, cuts[c].entry.stem, u).exists()]
+    for cut in cuts:
+        strip_path(folder, cut.entry.stem, 0).parent.mkdir(parents=True, exist_ok=True)
+    if not missing:
+        return
+    each = int(np.prod(cuts[0].images.shape[1:])) * size * size * 4
+    at_once = max(1, scratch_bytes // max(each, 1))
+    done = 0
+    for start in range(0, len(missing), at_once):
+        units = missing[start : start + at_once]
+        _write_round(folder, _Round(cuts, units, size), pixels, scratch)
+        done += len(units)
+        if progress:
+            progress(done, len(missing))
+
+
+def _write_round(folder: Path, job: _Round, pixels: Callable[[int], NDArray[np.uint8]], scratch: Path) -> None:
+    from PIL import Image
+
+    crop_bytes = job.size * job.size * 4
+    try:
+        with open(scratch, "wb+") as file:
+            file.truncate(len(job.units) * job.per_unit * crop_bytes)
+            for image, places in job.by_image():
+                picture = Image.fromarray(pixels(image))
+                for place, box in places:
+                    os.pwrite(file.fileno(), cut_out(picture, box, job.size), place * crop_bytes)
+            for k, (c, u) in enumerate(job.units):
+                raw = os.pread(file.fileno(), job.per_unit * crop_bytes, k * job.per_unit * crop_bytes)
+                sorts, ranks = job.cuts[c].images.shape[1:]
+                sheet = np.frombuffer(raw, np.uint8).reshape(sorts, ranks, job.size, job.size, 4).transpose(0, 2, 1, 3, 4)
+                _save(sheet.reshape(sorts * job.size, ranks * job.size, 4), strip_path(folder, job.cuts[c].entry.stem, u))
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def cut_out(picture: Any, box: Any, size: int) -> bytes:
+    """The box of a PIL picture as large as fits into `size` x `size`, in its middle; RGBA, transparent around it."""
+    from PIL import Image
+
+    top, left, bottom, right = (int(n) for n in box)
+    canvas = Image.new("RGBA", (size, size))
+    if bottom > top and right > left:
+        scale = size / max(bottom - top, right - left)
+        wide, high = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+        coarse = max(bottom - top, right - left) < PIXELATED
+        how = Image.Resampling.NEAREST if coarse else Image.Resampling.BICUBIC
+        part = picture.crop((left, top, right, bottom)).resize((wide, high), how)
+        canvas.paste(part, ((size - wide) // 2, (size - high) // 2))
+    return canvas.tobytes()
+
+
+def _save(pixels: NDArray[np.uint8], path: Path) -> None:
+    from PIL import Image
+
+    found = Image.fromarray(pixels if (pixels[..., 3] < 255).any() else np.ascontiguousarray(pixels[..., :3]))
+    with replaced(path) as partial:
+        found.save(partial, format="WEBP", quality=QUALITY, method=4)
