@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import compare, demo, explain, lists, scenes, segment
+from convoscope.cli import compare, demo, explain, lists, report, scan, scenes, segment, unit, units
 
 app = typer.Typer(
     name="convoscope",
@@ -41,5 +41,9 @@ app.command(context_settings={"ignore_unknown_options": True})(segment.segment)
 app.command()(lists.layers)
 app.command()(lists.methods)
 app.command()(demo.demo)
+app.command()(scan.scan)
+app.command()(unit.unit)
+app.command()(units.units)
+app.command()(report.report)
 app.command()(scenes.scenes)
 app.command()(scenes.train)
