@@ -94,8 +94,23 @@ def open_path(path: Path, settings: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _layout(path: Path) -> Callable[..., Dataset]:
-    if path.is_file() and path.suffix.lower() not in (".json", ".csv"):
-        return open_file
+    """What the files in it say that a folder is; anything else is a folder of pictures."""
+    from convoscope.data import broden, coco
+    from convoscope.data.scenes import labeled
+
+    if path.is_file():
+        if path.suffix.lower() != ".json":
+            return open_file
+        return coco.open_listed if "mask_classes" in (path.read_text(encoding="utf-8")) else coco.open_panoptic
+    there = {p.name for p in path.iterdir()}
+    if {"index.csv", "label.csv"} <= there:
+        return broden.open_broden
+    if {"factors.jsonl", "maps", "pictures"} <= there:
+        return labeled.open_written
+    if "index.json" in there and "mask_classes" in coco.read_json(path / "index.json"):
+        return coco.open_listed
+    if any(path.glob("panoptic_*.json")) or any(path.glob("annotations/panoptic_*.json")):
+        return coco.open_panoptic
     return open_folder
 
 

@@ -1,8 +1,10 @@
 """The scenes as a data set whose every pixel is known: labels come from the renderer, not from looking."""
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +15,11 @@ from torch import Tensor
 
 from convoscope.core.errors import UsageError
 from convoscope.data.dataset import Concept, Dataset
+from convoscope.data.folders import Files, open_folder, stamp
+from convoscope.data.masks import check_there, read_numbers
 
 from .dataset import Scenes
+from .factors import CATEGORIES
 from .rendering import MAPS, NAMES
 
 NOTHING = {"texture": ("plain",)}  # names that say that there is none of the category
@@ -83,3 +88,35 @@ def open_scenes(
         raise UsageError(f"the scenes are opened as 'scenes:500', with the number of pictures; got {source!r}")
     faults: dict[str, Any] = {"watermark": watermark, "background": background, "wrong_labels": wrong_labels}
     return LabeledScenes(Scenes(int(count), seed, size, **faults, random_labels=random_labels, corner=corner))
+
+
+class WrittenScenes(Files):
+    """A folder of scenes that `write_folder` made: the pictures as they lie there, labels from the maps beside them."""
+
+    def __init__(self, root: str, places: Sequence[str], of: Sequence[int], classes: Sequence[str], name: str) -> None:
+        Files.__init__(self, root, places, of, classes, name)
+        self.concepts, self._table = _numbers()
+
+    def _maps(self, i: int) -> list[str]:
+        file = os.path.basename(self.places[self.row(i)])
+        return [f"maps/{kind}/{file}" for kind in MAPS]
+
+    def key(self, i: int) -> str:
+        return "|".join([Files.key(self, i), *(stamp(self.root, m) for m in self._maps(i))])
+
+    def segments(self, i: int) -> Int[Tensor, "layers height width"]:
+        maps = [read_numbers(os.path.join(self.root, m)) for m in self._maps(i)]
+        return torch.from_numpy(np.stack([row.take(m, mode="clip") for row, m in zip(self._table, maps, strict=True)]))
+
+
+def open_written(path: Path, name: str = "") -> WrittenScenes:
+    """A folder that `convoscope scenes` wrote. Raises UsageError naming a map that is missing."""
+    found = open_folder(path / "pictures")
+    assert isinstance(found, Files)
+    names = CATEGORIES if set(found.classes) <= set(CATEGORIES) else found.classes
+    of = [names.index(found.classes[k]) for k in found.of]
+    rows = sorted(zip(found.places, of, strict=True), key=lambda r: os.path.basename(r[0]))
+    places = [f"pictures/{p}" for p, _ in rows]
+    made = WrittenScenes(str(path), places, [k for _, k in rows], names, name or os.path.basename(os.path.abspath(path)))
+    check_there(str(path), (m for i in range(len(made)) for m in made._maps(i)), "the folder of scenes")
+    return made
