@@ -1,6 +1,6 @@
 """One pass over a data set for any number of layers and statistics: in this process, in several, or on a Ray cluster."""
 
 from convoscope.engine.result import Sweep
-from convoscope.engine.run import sweep
+from convoscope.engine.run import merged, sweep
 
-__all__ = ["Sweep", "sweep"]
+__all__ = ["Sweep", "merged", "sweep"]

@@ -1,6 +1,6 @@
 """What a sweep found."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, overload
 
@@ -24,7 +24,7 @@ class Sweep:
     names: tuple[str, ...]
     statistics: dict[Pair, Statistic] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
-    parts: list[dict[Pair, Statistic]] = field(default_factory=list, repr=False)
+    reader: Callable[[Pair], Iterator[Statistic]] | None = field(default=None, repr=False)
 
     @overload
     def __getitem__(self, key: tuple[str, str]) -> Any: ...
@@ -41,7 +41,9 @@ class Sweep:
         return self.statistics[address, name]
 
     def shards(self, address: str, name: str) -> Iterator[Statistic]:
-        """Each shard's own statistic with its spilled tensors, one at a time, in order."""
+        """Each shard's own statistic with its spilled tensors, one at a time, in the order of the images.
+
+        Without a store only statistics that spill are kept by shard; there are none of the others.
+        """
         self[address, name]
-        for part in self.parts:
-            yield part[address, name]
+        yield from self.reader((address, name)) if self.reader is not None else ()

@@ -38,10 +38,12 @@ class Shard:
 
 @dataclass(frozen=True)
 class Task:
-    """A shard, and what of it is to be computed."""
+    """A shard, and what of it is to be computed, with the keys of both in a store."""
 
     shard: Shard
     pairs: tuple[Pair, ...]
+    key: str
+    keys: tuple[str, ...]
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Work:
     total: int
     batch_size: int = 32
     adaptive: bool = False
+    readers: int = READERS
 
 
 def compute(work: Work, tasks: Iterable[Task], hints: Hints, tell: Callable[[int], None]) -> Iterator[tuple[Task, Part]]:
@@ -87,9 +90,9 @@ def compute(work: Work, tasks: Iterable[Task], hints: Hints, tell: Callable[[int
                 tell(len(part.failed))
                 told = 0
                 issued.popleft()
-                yield task, part
+                yield task, on_cpu(part)
             return
-        except Exception as error:
+        except RuntimeError as error:
             if not (work.adaptive and work.batch_size > 1 and out_of_memory(error)):
                 raise
         finally:
@@ -112,6 +115,15 @@ def update(work: Work, statistics: Mapping[Pair, Statistic], batch: list[tuple[i
             check_layer(layer, found[layer], len(x))
         for (layer, _), statistic in statistics.items():
             statistic.update(found[layer].detach(), samples)
+
+
+def on_cpu(part: Part) -> Part:
+    """The same with all tensors on the CPU, where parts are merged and kept."""
+    for pair, statistic in part.statistics.items():
+        if any(t.device.type != "cpu" for t in statistic.state_dict().values()):
+            moved = {k: t.cpu() for k, t in statistic.state_dict().items()}
+            part.statistics[pair] = statistic.fresh().load_state_dict(moved)
+    return part
 
 
 def check_layer(layer: str, found: Tensor, images: int) -> None:
@@ -141,7 +153,7 @@ def _noting(tasks: Iterator[Task], issued: deque[Task]) -> Iterator[Task]:
 def _rows(work: Work, tasks: Iterable[Task]) -> Iterator[tuple[Task, Row]]:
     """The inputs of all tasks in order, read in threads a bounded number ahead."""
     waiting: deque[tuple[Task, int, Future[Tensor | str]]] = deque()
-    pool = ThreadPoolExecutor(min(READERS, os.cpu_count() or 1), "convoscope-reader")
+    pool = ThreadPoolExecutor(min(work.readers, os.cpu_count() or 1), "convoscope-reader")
     try:
         for task in tasks:
             for i in range(task.shard.start, task.shard.stop):
