@@ -36,6 +36,12 @@ _PUBLIC = {
     "core.statistic": ["Samples", "Statistic"],
     "data.dataset": ["Concept", "Dataset", "open_dataset", "segments_for"],
     "engine": ["Sweep", "sweep"],
+    "units.color_study": ["ColorStudy", "color_study"],
+    "units.neuron_feature": ["neuron_features"],
+    "units.table": ["unit_table"],
+    "units.histograms": ["ActivationHistogram", "UnitActivity"],
+    "units.selectivity": ["ClassActivity"],
+    "units.duplicates": ["UnitCorrelation"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],

@@ -1,0 +1,205 @@
+"""How color is represented in a network: the share of color-selective units in each layer, and their hues."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from convoscope.core.errors import UnsupportedError, UsageError
+from convoscope.data.dataset import open_dataset
+from convoscope.engine.run import sweep
+from convoscope.files import check_writable, replaced
+from convoscope.network import Network
+from convoscope.units import color
+from convoscope.units.exemplars import TopPatches
+from convoscope.units.neuron_feature import neuron_features
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+BINS = 12
+SHOWN = 10  # neuron features of each layer in the picture
+DRAWN = 96  # pixels of a neuron feature at most
+
+
+@dataclass(frozen=True)
+class LayerColors:
+    """The units of one layer: color index, neuron feature, hue histogram of that, hue, how single or opponent it is, axis.
+
+    See units/color.py for each. Units that nothing excites have an index of NaN.
+    """
+
+    address: str
+    index: Float[Tensor, "units"]
+    features: Float[Tensor, "units 3 h w"]
+    hues: Float[Tensor, "units bins"]
+    hue: Float[Tensor, "units"]
+    one: Float[Tensor, "units"]
+    two: Float[Tensor, "units"]
+    axis: Int[Tensor, "units"]
+
+    @property
+    def alive(self) -> int:
+        """Units that something excites."""
+        return int((~self.index.isnan()).sum())
+
+    @property
+    def selective(self) -> Tensor:
+        """(units,) whether a unit is selective for color: an index of at least 0.25."""
+        return self.index >= color.HIGH
+
+    def shares(self) -> tuple[float, float, float]:
+        """Shares of the units alive that are not selective (under 0.1), a little, and selective (from 0.25 on)."""
+        high, low = int(self.selective.sum()), int((self.index < color.LOW).sum())
+        return tuple(n / max(1, self.alive) for n in (low, self.alive - low - high, high))  # type: ignore[return-value]
+
+    def hue_shares(self) -> Float[Tensor, "bins"]:
+        """The hues of the color-selective units, each unit counting the same; the first bin is centered on red."""
+        rows = self.hues[self.selective]
+        rows = rows / rows.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+        return rows.mean(0) if len(rows) else rows.new_zeros(self.hues.shape[1])
+
+    def axis_shares(self) -> dict[str, float]:
+        """The share of the color-selective units along each opponent axis."""
+        axes = self.axis[self.selective]
+        return {name: int((axes == k).sum()) / max(1, len(axes)) for k, name in enumerate(color.AXES)}
+
+    def opponent_share(self) -> float:
+        """The share of the color-selective units whose feature has two opponent colors rather than one."""
+        chosen = self.selective
+        return int((self.two[chosen] > self.one[chosen]).sum()) / max(1, int(chosen.sum()))
+
+    def strongest(self, count: int = SHOWN) -> list[int]:
+        """The units of the highest color index."""
+        order = torch.nan_to_num(self.index, nan=-torch.inf).argsort(descending=True, stable=True)
+        return order[: min(count, self.alive)].tolist()
+
+
+@dataclass(frozen=True)
+class ColorStudy:
+    """What `color_study` found: one entry for each layer, in order."""
+
+    network_name: str
+    network_hash: str
+    dataset_name: str
+    images: int
+    patches: int
+    layers: tuple[LayerColors, ...]
+
+    header = ("layer", "units", "excited", "index", "not selective", "a little", "selective", "opponent", *color.AXES, "hue")
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The table as text; shares in percent, of the units excited or, from "opponent" on, of the selective ones."""
+        found = []
+        for layer in self.layers:
+            some = bool(layer.selective.any())
+            shares = [*layer.shares(), layer.opponent_share(), *layer.axis_shares().values()]
+            percent = [f"{100 * s:.0f} %" if some or k < 3 else "" for k, s in enumerate(shares)]
+            middle = f"{float(layer.index.nanmedian()):.2f}" if layer.alive else ""
+            hue = color.hue_name(360 / BINS * int(layer.hue_shares().argmax())) if some else ""
+            found.append((layer.address, str(len(layer.index)), str(layer.alive), middle, *percent, hue))
+        return found
+
+    def __str__(self) -> str:
+        rows = [self.header, *self.rows()]
+        widths = [max(len(r[i]) for r in rows) for i in range(len(self.header))]
+        return "\n".join("  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, as JSON values; None where a unit has no such number."""
+        return {
+            "network": {"name": self.network_name, "hash": self.network_hash},
+            "data": {"name": self.dataset_name, "images": self.images},
+            "patches": self.patches,
+            "layers": [_as_dict(layer) for layer in self.layers],
+        }
+
+    def image(self) -> "Image.Image":
+        """The layers as a picture: shares, hues, and the neuron features of the most color-selective units."""
+        from convoscope.show.hues import HueRow, hue_figure
+
+        rows = [_row(layer, HueRow) for layer in self.layers]
+        title = f"How {self.network_name} represents color"
+        about = (
+            f"The {self.patches} strongest patches of each unit among {self.images:,} pictures of {self.dataset_name}. "
+            "Color index: the share of its activation that a unit loses when they are made gray."
+        )
+        return hue_figure(rows, title, about)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the picture as PNG."""
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise UsageError(f"a color study is saved as .png; got {path.name!r}")
+        check_writable(path)
+        with replaced(path) as partial:
+            self.image().save(partial, format="PNG")
+        return path
+
+
+def color_study(
+    network: Network | nn.Module, dataset: Any, layers: Any, *, patches: int = 9, store: str | Path | None = None,
+    batch_size: int = 32, progress: Callable[[str, int, int], None] | None = None,
+) -> ColorStudy:  # fmt: skip
+    """How color is represented in `layers`: color index and neuron feature of every unit, from its `patches` strongest patches.
+
+    One sweep over the data, then each layer runs the pictures that patches are from once more, in gray. (Rafegas and
+    Vanrell, "Color encoding in biologically-inspired convolutional neural networks", Vision Research 2018.) Raises
+    UnsupportedError for a network that takes no color.
+    """
+    network = network if isinstance(network, Network) else Network(network)
+    if network.channels != 3:
+        raise UnsupportedError(f"color needs a network of three channels; {network.name} takes {network.channels}")
+    data = open_dataset(dataset)
+
+    def tell(what: str) -> Callable[[int, int], None]:
+        return lambda done, total: progress(what, done, total) if progress else None
+
+    found = sweep(network, data, TopPatches(k=patches), layers, store=store, batch_size=batch_size, progress=tell("pictures"))
+    entries = []
+    for number, address in enumerate(found.layers):
+        top = found[address, TopPatches.label()].value()
+        features = neuron_features(network, data, address, top, resolution=DRAWN)
+        index = color.color_index(network, data, address, top, batch_size=batch_size)
+        hues, axis = color.hue_histogram(features, BINS), color.axis_of(features)
+        entries.append(LayerColors(address, index, features, hues, *color.hue_of(features), axis))
+        tell("layers")(number + 1, len(found.layers))
+    return ColorStudy(network.name, network.hash, data.name, len(data), patches, tuple(entries))
+
+
+def _as_dict(layer: LayerColors) -> dict[str, Any]:
+    def known(values: Tensor) -> list[float | None]:
+        return [None if v != v else v for v in values.tolist()]
+
+    names = [color.AXES[k] if k >= 0 else None for k in layer.axis.tolist()]
+    numbers = {"color_index": layer.index, "hue": layer.hue, "hue_strength": layer.one, "opponent_strength": layer.two}
+    columns = {name: known(values) for name, values in numbers.items()} | {"axis": names}
+    units = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    none, little, selective = layer.shares()
+    return {
+        "layer": layer.address,
+        "units": len(layer.index),
+        "excited": layer.alive,
+        "not_selective": none,
+        "a_little": little,
+        "selective": selective,
+        "opponent": layer.opponent_share(),
+        "axes": layer.axis_shares(),
+        "hues": layer.hue_shares().tolist(),
+        "each": units,
+    }
+
+
+def _row(layer: LayerColors, make: Any) -> Any:
+    none, little, selective = layer.shares()
+    axes = ", ".join(f"{100 * s:.0f} % {name}" for name, s in layer.axis_shares().items())
+    facts = [f"{len(layer.index)} units, {layer.alive} of them excited"]
+    facts += [f"along {axes}", f"{100 * layer.opponent_share():.0f} % opponent"] if selective else []
+    units = layer.strongest()
+    pictures = [layer.features[u].permute(1, 2, 0).numpy() for u in units]
+    names = [f"{u}: {layer.index[u]:.2f}" for u in units]
+    return make(layer.address, facts, (none, little, selective), layer.hue_shares().tolist(), pictures, names)
