@@ -170,7 +170,7 @@ class Book:
         path = files.strip_path(self.folder, layer.stem, unit)
         try:
             with Image.open(path) as opened:
-                whole = opened.convert("RGB")
+                whole = opened.convert("RGBA")
         except (OSError, UnidentifiedImageError):
             raise UsageError(f"{str(path)!r} is missing or damaged; scan again to make it anew") from None
         row, size = self.sorts.index(sort), self.manifest["crop"]

@@ -253,7 +253,7 @@ def _card(book: "Book", row: Mapping[str, Any], link: Link | None) -> show.Card:
     pictures = crops(unit, "top")
     shown = ", ".join(dict.fromkeys(unit.book.image_class(e.image) or "" for e in unit.exemplars["top"])).strip(", ")
     alt = f"The {len(pictures)} places that excite {unit.name} most" + (f", in pictures of {shown}" if shown else "")
-    headline = str(row["label"]) if detects else str(row.get("class") or "no concept fits")
+    headline = str(row["label"]) if detects else str(row["class"]) if row.get("class_selective") else unit.name
     category = str(row["category"]) if detects else ""
     return show.Card(unit.name, headline, category, lines, show.montage(pictures), alt, link(unit.name) if link else "")
 
@@ -274,10 +274,11 @@ def _concepts(rows: Sequence[Mapping[str, Any]], link: Link | None) -> list[show
 def _reading(book: "Book") -> list[str]:
     if not book.manifest["data"]["concepts"]:
         return ["The data has no dense labels, so no concepts are named: units are shown by what excites them."]
-    rule = book.manifest["settings"].get("detector_rule", "")
+    s = book.manifest["settings"]
     return [
-        "A unit detects a concept when the places of its strongest activations cover the concept's pixels: their overlap over "
-        f"their union (IoU) is taken over all images.{f' {rule}' if rule else ''}"
+        f"A unit detects a concept when its strongest {100 * s['fraction']:g} % of activations cover the concept's pixels: their "
+        f"overlap over their union (IoU), over all images, is above {s['iou']:g}, and maps that mean nothing, since they are "
+        f"laid over other pictures, reach as much in under {100 * s['chance']:g} % of {s['draws']} draws (p)."
     ]
 
 

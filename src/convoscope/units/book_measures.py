@@ -1,0 +1,239 @@
+"""What a book knows of a layer, as tensors over its units: from the statistics of a sweep to numbers, from those to rows.
+
+Names in the numbers of a layer: `column/NAME` (units,), `histogram_counts` (units, bins), `histogram_edges` (bins + 1,); for
+each sort of exemplars `SORT/values`, `/images`, `/rows`, `/columns` (units, k), `/boxes` (units, k, 4), `/peaks` (units, k, 2);
+`label/index`, `/iou`, `/held_out_iou`, `/p_value` and `class/index`, `/share` (units, few), best first, index -1 for none.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from convoscope.core.geometry import Field
+from convoscope.core.record import canonical
+from convoscope.core.statistic import Statistic
+from convoscope.data.dataset import Dataset
+from convoscope.network import Network
+from convoscope.units.book_files import Column, LayerEntry
+from convoscope.units.book_index import Exemplar, Label, LayerRows
+from convoscope.units.color import HIGH, color_index
+from convoscope.units.counting import Settings
+from convoscope.units.detectors import LayerLabels
+from convoscope.units.exemplars import BottomPatches, Patches, QuantilePatches, RandomPatches, TopPatches
+from convoscope.units.histograms import ActivationHistogram, UnitActivity, edges
+from convoscope.units.selectivity import ClassActivity, class_index, class_shares, classes_of
+from convoscope.units.tail import Tail
+
+SORTS: dict[str, type[Statistic]] = {
+    "top": TopPatches,
+    "quantile": QuantilePatches,
+    "random": RandomPatches,
+    "bottom": BottomPatches,
+}
+MOST = 5  # labels and classes kept for each unit
+LABELING = Settings(0.005, 0.04, "category", "centers", ("shifted", "permuted"), 200, 0)
+CHANCE = 0.01  # a unit whose IoU chance reaches more often than this is no detector
+CLASS_SELECTIVE = 0.5  # the mean for the preferred class is three times that for the others
+
+
+def statistics(k: int, data: Dataset) -> dict[str, Statistic]:
+    """Everything that one pass over the data has to gather."""
+    found: dict[str, Statistic] = {name: make(k=k) for name, make in SORTS.items()}  # type: ignore[call-arg]
+    found |= {"histogram": ActivationHistogram(), "activity": UnitActivity()}
+    found |= {"classes": ClassActivity()} if data.classes else {}
+    return found | ({"tail": Tail(fraction=LABELING.fraction)} if data.concepts else {})
+
+
+def settings(data: Dataset) -> dict[str, Any]:
+    """How labels were measured, where there are any."""
+    return asdict(LABELING) | {"chance": CHANCE} if data.concepts else {}
+
+
+def measure(
+    network: Network, data: Dataset, x: Tensor, address: str, found: Mapping[str, Any], labels: LayerLabels | None
+) -> dict[str, Tensor]:
+    """All numbers of a layer, from its statistics by name; `x` is an input of the size that was swept."""
+    numbers = {"histogram_counts": found["histogram"].value(), "histogram_edges": edges()}
+    numbers |= {f"column/{k.replace('-', '_')}": v for k, v in found["activity"].value().items()}
+    for sort in SORTS:
+        numbers |= {f"{sort}/{k}": v for k, v in patches_of(network, x, address, found[sort].value()).items()}
+    if network.channels == 3:
+        index = color_index(network, data, address, found["top"].value())
+        numbers |= {"column/color_selectivity": index, "column/color_selective": (index >= HIGH).to(torch.int64)}
+    if "classes" in found:
+        numbers |= classes_of_unit(data, found["classes"], found["top"].value())
+    return numbers | ({} if labels is None else labels_of(data, labels))
+
+
+def labels_of(data: Dataset, layer: LayerLabels) -> dict[str, Tensor]:
+    """The concepts that the units of a layer fit best."""
+    numbers = {(c.name, c.category): k for k, c in enumerate(data.concepts)}
+    index = torch.full((len(layer.units), MOST), -1)
+    iou, held_out, p = (torch.full((len(layer.units), MOST), torch.nan, dtype=torch.float64) for _ in range(3))
+    for u in layer.units:
+        for rank, match in enumerate(u.top[:MOST]):
+            index[u.unit, rank], iou[u.unit, rank] = numbers[match.label, match.category], match.iou
+        if u.top:
+            held_out[u.unit, 0] = u.held_out
+            p[u.unit, 0] = torch.nan if u.chance is None else u.chance
+    found = (iou[:, 0] > layer.iou) & ~(p[:, 0] >= CHANCE)
+    return {
+        "label/index": index, "label/iou": iou, "label/held_out_iou": held_out, "label/p_value": p,
+        "label/by_chance": torch.tensor(list(layer.by_chance.values())[:1], dtype=torch.float64),
+        "column/detector": found.to(torch.int64),
+        "column/threshold": torch.tensor([u.threshold for u in layer.units], dtype=torch.float64),
+    }  # fmt: skip
+
+
+def classes_of_unit(data: Dataset, activity: Any, top: Patches) -> dict[str, Tensor]:
+    """How selective each unit is for classes, over all images and among its strongest pictures."""
+    index, _ = activity.selectivity()
+    weights, classes = top.values.cpu(), classes_of(data, top.images)
+    share, which = class_shares(weights, classes)
+    return {
+        "column/class_selectivity": index,
+        "column/class_index": class_index(weights, classes),
+        "column/class_selective": (index > CLASS_SELECTIVE).to(torch.int64),
+        "class/index": which[:, :MOST].contiguous(),
+        "class/share": share[:, :MOST].contiguous(),
+    }
+
+
+def field_of(network: Network, x: Tensor, address: str) -> Field | None:
+    """The receptive field of a layer, under any of its names."""
+    return network.trace(x).field_of(canonical(network.plain, address))
+
+
+def patches_of(network: Network, x: Tensor, address: str, patches: Patches) -> dict[str, Tensor]:
+    """Patches with their clipped boxes and the middle of their fields, in input pixels."""
+    field = field_of(network, x, address)
+    height, width = x.shape[2:]
+    places = torch.stack([patches.rows, patches.columns], -1)
+    boxes = torch.zeros(*places.shape[:2], 4, dtype=torch.int64)
+    peaks = torch.zeros(*places.shape[:2], 2, dtype=torch.float64)
+    for row, column in places[patches.images >= 0].unique(dim=0).tolist():
+        here = (patches.rows == row) & (patches.columns == column) & (patches.images >= 0)
+        box = (0, 0, height, width) if field is None or field.whole else field.box(row, column)
+        boxes[here] = torch.tensor(box)
+        peaks[here] = torch.tensor(_middle(field, row, column, box), dtype=torch.float64)
+    return {
+        "values": patches.values.double(), "images": patches.images, "rows": patches.rows, "columns": patches.columns,
+        "boxes": boxes, "peaks": peaks,
+    }  # fmt: skip
+
+
+def _middle(field: Any, row: int, column: int, box: Sequence[int]) -> tuple[float, float]:
+    middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    if field is not None and not field.whole:
+        for axis, place in enumerate((row, column)):
+            if field.stride[axis] is not None and field.offset[axis] is not None:
+                middle[axis] = field.offset[axis] + place * field.stride[axis] + field.size[axis] / 2
+    return middle[0], middle[1]
+
+
+# ---- columns
+
+ABOUT = {
+    "minimum": ("lowest", "the lowest activation anywhere"),
+    "maximum": ("highest", "the highest activation anywhere"),
+    "mean": ("mean", "the mean over all images and places"),
+    "deviation": ("deviation", "the standard deviation over all images and places"),
+    "responding": ("responding", "the share of images in which it is above zero anywhere"),
+    "dead": ("dead", "1 where it never is above zero"),
+    "class_selectivity": ("class selectivity", "(a - b) / (a + b), a the mean for its best class, b for the others"),
+    "class_index": ("class index", "1 where its strongest pictures are of one class, 0 where all are of different ones"),
+    "color_selectivity": ("color selectivity", "the share of its activation it loses when its strongest pictures are gray"),
+    "color_selective": ("color-selective", "1 where the color selectivity is at least 0.25"),
+    "threshold": ("threshold", "its strongest 0.5 % of activations are above this"),
+    "class_selective": ("class-selective", "1 where the class selectivity is above 0.5"),
+    "lifetime_sparseness": ("lifetime sparseness", "0 where it answers alike to all images, 1 where to one alone"),
+    "hoyer_sparseness": ("Hoyer sparseness", "0 where it answers alike to all images, 1 where to one alone"),
+}
+DENSE = (
+    Column("label", "text", "label", "the concept it fits best"),
+    Column("category", "text", "category", "the category of that concept"),
+    Column("iou", "real", "IoU", "intersection over union of its strongest places with that concept"),
+    Column("held_out_iou", "real", "IoU held out", "the same on images that did not choose the concept"),
+    Column("p_value", "real", "p", "how often chance gives as high an IoU"),
+    Column("detector", "integer", "detector", "1 where the IoU is above 0.04 and p below 0.01"),
+)
+CLASS = (Column("class", "text", "class", "the class most of what it gives to its strongest pictures comes from"),)
+
+
+def columns_for(numbers: Mapping[str, Tensor]) -> list[Column]:
+    """The columns that a layer's numbers give."""
+    found = list(DENSE) if "label/index" in numbers else []
+    found += CLASS if "class/index" in numbers else ()
+    declared = {c.name for c in found}
+    for key, values in numbers.items():
+        name = key.removeprefix("column/")
+        if name != key and name not in declared:
+            title, about = ABOUT.get(name, (name.replace("_", " "), ""))
+            found.append(Column(name, "real" if values.is_floating_point() else "integer", title, about))
+    return found
+
+
+def rows_of(
+    entry: LayerEntry, numbers: Mapping[str, Tensor], columns: Sequence[Column], manifest: Mapping[str, Any]
+) -> LayerRows:
+    """A layer as the index takes it."""
+    concepts, classes = manifest["data"]["concepts"], manifest["data"]["classes"]
+    labels = [[] for _ in range(entry.units)] if "label/index" not in numbers else _labels(numbers, concepts)
+    shares = [[] for _ in range(entry.units)] if "class/index" not in numbers else _classes(numbers, classes)
+    first = [several[0] if several else None for several in labels]
+    values: dict[str, Sequence[Any]] = {c.name: [None] * entry.units for c in columns}
+    values |= {k.removeprefix("column/"): v.tolist() for k, v in numbers.items() if k.startswith("column/")}
+    values |= {
+        "label": [x and x.concept for x in first],
+        "category": [x and x.category for x in first],
+        "iou": [x and x.iou for x in first],
+        "held_out_iou": [x and x.held_out_iou for x in first],
+        "p_value": [x and x.p_value for x in first],
+        "class": [several[0][0] if several else None for several in shares],
+    }
+    return LayerRows(entry, values, _exemplars(entry, numbers, manifest["sorts"]), labels, shares)
+
+
+def _exemplars(entry: LayerEntry, numbers: Mapping[str, Tensor], sorts: Sequence[str]) -> list[list[Exemplar]]:
+    found: list[list[Exemplar]] = [[] for _ in range(entry.units)]
+    for sort in sorts:
+        parts = [numbers[f"{sort}/{k}"].tolist() for k in ("values", "images", "rows", "columns", "boxes", "peaks")]
+        for unit, several in enumerate(zip(*parts, strict=True)):
+            for rank, (value, image, row, column, box, peak) in enumerate(zip(*several, strict=True)):
+                if image >= 0:
+                    place = (box[0], box[1], box[2], box[3]), (peak[0], peak[1])
+                    found[unit].append(Exemplar(sort, rank, value, image, row, column, *place))
+    return found
+
+
+def _labels(numbers: Mapping[str, Tensor], concepts: Sequence[Mapping[str, str]]) -> list[list[Label]]:
+    parts = [numbers[f"label/{k}"].tolist() for k in ("index", "iou", "held_out_iou", "p_value")]
+    return [
+        [
+            Label(concepts[k]["name"], concepts[k]["category"], iou, _known(held), _known(p))
+            for k, iou, held, p in zip(*several, strict=True)
+            if k >= 0 and iou > 0
+        ]
+        for several in zip(*parts, strict=True)
+    ]
+
+
+def _classes(numbers: Mapping[str, Tensor], classes: Sequence[str]) -> list[list[tuple[str, float]]]:
+    index, share = numbers["class/index"].tolist(), numbers["class/share"].tolist()
+    return [
+        [(classes[k], s) for k, s in zip(ks, ss, strict=True) if k >= 0 and s > 0] for ks, ss in zip(index, share, strict=True)
+    ]
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def images_of(numbers: Mapping[str, Tensor], sorts: Sequence[str]) -> set[int]:
+    """The images that some exemplar is from."""
+    found = torch.cat([numbers[f"{s}/images"].reshape(-1) for s in sorts])
+    return {i for i in found.unique().tolist() if i >= 0}
