@@ -73,7 +73,7 @@ class Fold:
     def tell(self, images: int) -> None:
         """Count images that are done."""
         self.done += images
-        if self.progress is not None:
+        if images and self.progress is not None:
             self.progress(self.done, self.images)
 
     # ---- what was done

@@ -88,10 +88,7 @@ class Ray:
                 raise error.cause from None
             raise
         except self.ray.exceptions.RayActorError as error:
-            raise ConvoscopeError(
-                f"a worker of the cluster was lost {RESTARTS + 1} times ({str(error).splitlines()[0]}); with store=... "
-                "finished shards are kept, and a rerun goes on from there"
-            ) from None
+            raise ConvoscopeError(_lost(str(error))) from None
 
     def close(self) -> None:
         """End the actors, and the cluster if it was started here."""
@@ -100,3 +97,14 @@ class Ray:
         self.actors = []
         if self.ours:
             self.ray.shutdown()
+
+
+def _lost(error: str) -> str:
+    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    if "creation task" in error:
+        named = [line for line in lines if line.split(":")[0].endswith("Error")]
+        return f"a worker of the cluster cannot start: {(named or lines)[-1]}"
+    return (
+        f"a worker of the cluster was lost {RESTARTS + 1} times ({lines[0]}); with store=... finished shards are kept, and a "
+        "rerun goes on from there"
+    )
