@@ -56,7 +56,7 @@ class Bench:
     masks: int = 196
     window: int = 16
     stride: int = 8
-    rows: int = 32  # images per pass, where a library lets one choose
+    rows: int = 8  # images per pass, where a library lets one choose; about the fastest here for all of them
     best: dict[Any, Any] = field(default_factory=dict)  # what was found out in the run
 
     @property

@@ -173,7 +173,7 @@ def test_batches_are_halved_until_they_fit() -> None:
 def test_a_batch_that_does_not_fit_says_what_to_do() -> None:
     net, x, _ = counted(most=2)
     with pytest.raises(cs.ConvoscopeError, match="out of memory with batch_size 32; use a smaller batch_size, or 'auto'"):
-        cs.explain(net, x, "gradient", 1)
+        cs.explain(net, x, "gradient", 1, batch_size=32)
     net, x, _ = counted(most=0)
     with pytest.raises(cs.ConvoscopeError, match="out of memory with batch_size 1; use a smaller picture"):
         cs.explain(net, x, "gradient", 1, batch_size="auto")

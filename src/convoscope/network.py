@@ -354,8 +354,9 @@ def _sums(values: Tensor) -> Iterator[Tensor]:
         yield values[whole:].clone().view(torch.uint8).sum()
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [*module.parameters(), *module.buffers()]
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _channels(module: nn.Module) -> int | None:

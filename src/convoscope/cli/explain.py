@@ -56,7 +56,7 @@ def explain(
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
-    batch_size: opt.BatchSize = 32,
+    batch_size: opt.BatchSize = "auto",
     seed: opt.Seed = 0,
     device: opt.Device = None,
     as_json: opt.JSON = False,

@@ -12,6 +12,16 @@ from torch import nn
 from convoscope.core.errors import UnsupportedError
 
 _lock = threading.Lock()
+AT_ONCE = 8 * 224 * 224  # pixels: on a CPU, fresh memory for larger activations costs more than larger batches gain
+
+
+def rows_at_once(x: torch.Tensor) -> int:
+    """How many rows like those of `x` `(B, C, ...)` to run at once where nobody says: 8 of 224 x 224 pixels, 128 on a GPU."""
+    if x.device.type != "cpu":
+        return 128
+    return min(128, max(4, AT_ONCE // max(1, x[0, 0].numel())))
+
+
 _held: dict[int, tuple[Any, str, bool, int]] = {}  # id -> (module or parameter, attribute, value before, holders)
 
 
@@ -25,7 +35,8 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
-        for device in {p.device.type for p in module.parameters()} | {"cpu"}:
+        parameters = dict(module.named_parameters())
+        for device in {p.device.type for p in parameters.values()} | {"cpu"}:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
         taken: list[int] = []
@@ -33,7 +44,7 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
         with _lock:
             for part in module.modules():
                 _take(part, "training", taken)
-            for name, parameter in module.named_parameters():
+            for name, parameter in parameters.items():
                 if parameter.is_inference():
                     raise UnsupportedError(
                         f"parameter {name!r} was made inside torch.inference_mode(), so nothing that uses it can have a "
