@@ -36,6 +36,7 @@ _PUBLIC = {
     "core.statistic": ["Samples", "Statistic"],
     "data.dataset": ["Concept", "Dataset", "open_dataset", "segments_for"],
     "engine": ["Sweep", "sweep"],
+    "units.exemplars": ["BottomPatches", "Patches", "QuantilePatches", "RandomPatches", "TopPatches"],
     "units.color_study": ["ColorStudy", "color_study"],
     "units.neuron_feature": ["neuron_features"],
     "units.table": ["unit_table"],
