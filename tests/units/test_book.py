@@ -172,7 +172,7 @@ MANIFEST: dict[str, Any] = {
     "schema": files.SCHEMA, "key": "k", "complete": True, "made_by": "convoscope test",
     "network": {"name": "net", "hash": "ab", "channels": 3, "size": [32, 32], "mean": [0], "std": [1], "categories": []},
     "data": {"name": "data", "images": 6, "classes": ["cat"], "concepts": [{"name": "dog", "category": "object"}]},
-    "settings": {}, "columns": [files.as_dict(c) for c in COLUMNS], "sorts": ["top"], "crop": 16, "failed": [],
+    "settings": {"fraction": 0.005, "iou": 0.04, "chance": 0.01, "draws": 200}, "columns": [files.as_dict(c) for c in COLUMNS], "sorts": ["top"], "crop": 16, "failed": [],
 }  # fmt: skip
 
 

@@ -19,10 +19,13 @@ if TYPE_CHECKING:
     from convoscope.units.book import Book, Unit
 
 ROWS = {
-    "top": ("Strongest", "The places that excite it most, one per image, strongest first."),
-    "quantile": ("From strong to weak", "Places spread evenly over all its activations: what it does between the extremes."),
-    "random": ("At random", "Places drawn by chance, whatever the unit does there: what pictures of this data look like."),
-    "bottom": ("Weakest", "The places where it is lowest."),
+    "top": ("Strongest", "The places that excite it most, of as many images, strongest first."),
+    "quantile": (
+        "From strong to weak",
+        "Images spread evenly between those it responds to most and least, each where it responds most.",
+    ),
+    "random": ("At random", "Images drawn by chance, the same for every unit, each where it responds most."),
+    "bottom": ("Weakest", "The places where it is lowest, of as many images; of many equal ones some by chance."),
 }
 Link = Callable[[str], str]  # from the name of a unit to where its page is; "" for none
 
@@ -71,7 +74,7 @@ def unit_lede(unit: "Unit") -> str:
         best = unit.labels[0]
         does = "Its strongest activations cover" if v.get("detector") else "No concept fits well; the closest is"
         held = f", {number(best.held_out_iou)} on images held out" if best.held_out_iou is not None else ""
-        chance = f"; chance gives as much with p = {number(best.p_value)}" if best.p_value is not None else ""
+        chance = f"; chance gives as much with p = {_p(best.p_value)}" if best.p_value is not None else ""
         parts.append(f"{does} {best.concept} ({best.category}) with an IoU of {number(best.iou)}{held}{chance}.")
     if unit.classes and not v.get("dead"):
         parts.append(
@@ -131,7 +134,10 @@ def _marks(unit: "Unit") -> list[tuple[float, str]]:
 def _labels(unit: "Unit") -> show.Table | None:
     if not unit.labels:
         return None
-    rows = [(x.concept, x.category, number(x.iou), _text(x.held_out_iou), _text(x.p_value)) for x in unit.labels]
+    rows = [
+        (x.concept, x.category, number(x.iou), _text(x.held_out_iou), "" if x.p_value is None else _p(x.p_value))
+        for x in unit.labels
+    ]
     return show.Table(("Concept", "Category", "IoU", "held out", "p"), rows, (False, False, True, True, True))
 
 
@@ -144,6 +150,11 @@ def _numbers(unit: "Unit") -> show.Table:
 
 def _text(value: Any) -> str:
     return "" if value is None else number(value) if isinstance(value, float) else str(value)
+
+
+def _p(value: float) -> str:
+    """A probability of chance, in two digits at most."""
+    return f"{value:.2g}"
 
 
 def _field_note(entry: LayerEntry) -> list[str]:
@@ -226,6 +237,12 @@ def _summary(
     facts = [f"{entry.units:,} units", field, f"{entry.grid[0]} x {entry.grid[1]} places"]
     concepts = len({r["label"] for r in rows if r.get("detector")})
     facts += [f"{sum(detectors.values())} detectors of {concepts} concepts"] if detectors else []
+    chance = book.numbers(entry.address).get("label/by_chance")
+    facts += (
+        [f"{number(float(chance[0]))} units above the limit if they meant nothing"]
+        if chance is not None and len(chance)
+        else []
+    )
     cards = [_card(book, row, link) for row in best(list(rows), count)]
     return show.LayerSummary(entry.address, entry.units, dict(detectors), _shares(book, rows), facts, cards, dead)
 
@@ -247,7 +264,7 @@ def _card(book: "Book", row: Mapping[str, Any], link: Link | None) -> show.Card:
     lines = []
     if detects:
         chance = row.get("p_value")
-        lines.append(f"IoU {number(row['iou'])}{f', p {number(chance)}' if chance is not None else ''}")
+        lines.append(f"IoU {number(row['iou'])}{f', p {_p(chance)}' if chance is not None else ''}")
     if unit.classes:
         lines.append(f"{unit.classes[0].name} {100 * unit.classes[0].share:.0f} %")
     pictures = crops(unit, "top")
@@ -267,7 +284,7 @@ def _concepts(rows: Sequence[Mapping[str, Any]], link: Link | None) -> list[show
     for (category, label), units in found.items():
         top = max(units, key=lambda r: r["iou"])
         name = f"{top['layer']}:{top['unit']}"
-        made.append(show.Concept(label, category, len(units), f"{name} {number(top['iou'])}", link(name) if link else ""))
+        made.append(show.Concept(label, category, len(units), f"{name} · {number(top['iou'])}", link(name) if link else ""))
     return sorted(made, key=lambda c: (-c.units, c.name))
 
 
@@ -276,9 +293,10 @@ def _reading(book: "Book") -> list[str]:
         return ["The data has no dense labels, so no concepts are named: units are shown by what excites them."]
     s = book.manifest["settings"]
     return [
-        f"A unit detects a concept when its strongest {100 * s['fraction']:g} % of activations cover the concept's pixels: their "
-        f"overlap over their union (IoU), over all images, is above {s['iou']:g}, and maps that mean nothing, since they are "
-        f"laid over other pictures, reach as much in under {100 * s['chance']:g} % of {s['draws']} draws (p)."
+        f"A unit detects a concept when its strongest {100 * s['fraction']:g}\N{NO-BREAK SPACE}% of activations cover the "
+        f"concept's pixels: their overlap over their union (IoU), over all images, is above {s['iou']:g}, and maps that mean "
+        f"nothing, since they are laid over other pictures, reach as much in under {100 * s['chance']:g}\N{NO-BREAK SPACE}% of "
+        f"{s['draws']} draws (p)."
     ]
 
 

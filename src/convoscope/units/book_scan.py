@@ -44,7 +44,7 @@ def scan(
     """Write the book of `layers` over `dataset` into the folder `out`, and open it.
 
     Every image goes through the network once. A scan that was stopped goes on where it was, and ends in the same bytes.
-    `exemplars` places of each sort are kept for every unit and shown in `crop` pixels. With `shard`, "1/4" for instance,
+    `exemplars` places of each sort are kept for every unit and shown in `crop` pixels. With `shard`, "0/4" to "3/4",
     only that part of the images is run and None returned: when all parts are there, a scan without it writes the book.
     Raises UsageError where the folder holds a finished book of something else.
     """
