@@ -101,15 +101,17 @@ def _layout(path: Path) -> Callable[..., Dataset]:
     if path.is_file():
         if path.suffix.lower() != ".json":
             return open_file
-        return coco.open_listed if "mask_classes" in (path.read_text(encoding="utf-8")) else coco.open_panoptic
-    there = {p.name for p in path.iterdir()}
+        listed = not path.name.startswith("panoptic_") and "mask_classes" in coco.read_json(path)
+        return coco.open_listed if listed else coco.open_panoptic
+    there = set(os.listdir(path))
     if {"index.csv", "label.csv"} <= there:
         return broden.open_broden
     if {"factors.jsonl", "maps", "pictures"} <= there:
         return labeled.open_written
     if "index.json" in there and "mask_classes" in coco.read_json(path / "index.json"):
         return coco.open_listed
-    if any(path.glob("panoptic_*.json")) or any(path.glob("annotations/panoptic_*.json")):
+    named = {*there, *(os.listdir(path / "annotations") if (path / "annotations").is_dir() else ())}
+    if any(n.startswith("panoptic_") and n.endswith(".json") for n in named):
         return coco.open_panoptic
     return open_folder
 

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from convoscope.core.errors import ImageError, UsageError
+from convoscope.data.aligned import repeats
 from convoscope.data.dataset import Concept, Dataset, size_of
 
 PICTURE = ("image", "picture", "pixel_values", "img")
@@ -263,9 +264,7 @@ def _check_first(rows: Rows) -> None:
                 f"the pictures of {rows.name} have values {low:.3g} to {high:.3g}, not pixels 0..1; leave Normalize out of its "
                 "transform: the network normalizes what it reads"
             )
-    rows._latest = None
-    again = rows.item(0)
-    if digest(first.picture) != digest(again.picture):
+    if not repeats(lambda: digest(_item(rows.source[0], rows.name).picture)):
         raise UsageError(
             f"row 0 of {rows.name} is another picture each time it is read (a random transform?); a data set gives the same "
             "picture every time"
