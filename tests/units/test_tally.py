@@ -95,7 +95,9 @@ def counted(maps: Tensor, labels: Tensor, thresholds: Tensor, own: Placing, half
     return tally
 
 
-def by_hand(maps: Tensor, labels: Tensor, thresholds: Tensor, own: Placing, category: list[int], rule: str) -> list[list[float]]:
+def by_hand(
+    maps: Tensor, labels: Tensor, thresholds: Tensor, own: Placing, category: list[int], rule: str
+) -> list[list[float]]:
     """Every image, unit and concept one by one, masks as they stand in the paper."""
     masks = own.dense(maps) > thresholds[:, None, None]
     images, channels = maps.shape[:2]

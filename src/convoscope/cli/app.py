@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import color, compare, demo, explain, lists, report, scan, scenes, segment, unit, units
+from convoscope.cli import color, compare, demo, dissect, explain, lists, merge, report, scan, scenes, segment, unit, units
 
 app = typer.Typer(
     name="convoscope",
@@ -45,6 +45,8 @@ app.command()(scan.scan)
 app.command()(unit.unit)
 app.command()(units.units)
 app.command()(report.report)
+app.command()(dissect.dissect)
 app.command()(color.color)
+app.command()(merge.merge)
 app.command()(scenes.scenes)
 app.command()(scenes.train)

@@ -223,7 +223,7 @@ class Tail(Statistic):
         full = largest[rank - 1] if len(largest) >= rank else torch.full_like(self.smallest, -torch.inf)
         if bool((full < self.bound).any() | full.isinf().any()):
             raise ConvoscopeError(
-                "these shards were measured knowing others that are missing or have changed; merge all of them, or measure again"
+                "these shards were measured knowing others that are missing or have changed; merge them all, or measure again"
             )
         dead = largest[0] == self.smallest
         return Thresholds(full, (largest > full).sum(0).cpu().double() / seen, dead, (full == self.smallest) & ~dead, seen)

@@ -47,10 +47,9 @@ class Axis:
         before = part <= 0.5
         shape = (units + 1, int(lengths.max()))
         rows, columns = gaps, torch.arange(pixels) - starts[gaps]
-        found = cls(units, pixels, starts, lengths, torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.float64))
-        found.before[rows, columns] = before
-        found.weights[rows, columns] = torch.where(before, part, part - 1)
-        return found
+        nearer, weights = torch.ones(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.float64)
+        nearer[rows, columns], weights[rows, columns] = before, torch.where(before, part, part - 1)
+        return cls(units, pixels, starts, lengths, nearer, weights)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> Self:
         """On a device, weights in a type."""
