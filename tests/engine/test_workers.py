@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -118,11 +119,10 @@ def test_an_error_in_a_worker_of_a_cluster_is_the_same_error(cluster: Any) -> No
     assert cluster.is_initialized()  # a cluster that was there stays
 
 
-class Hidden(Top):
-    """Of this file, which the workers of a cluster cannot import."""
-
-
 @pytest.mark.filterwarnings("ignore")
-def test_a_worker_that_cannot_start_says_why(cluster: Any) -> None:
-    with pytest.raises(cs.ConvoscopeError, match="cannot start: ModuleNotFoundError"):
-        cs.sweep(network(), Drawn(12), Hidden(), "head", engine="ray", **SETTINGS)
+def test_a_worker_that_cannot_start_says_why(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nowhere = ModuleType("nowhere")
+    exec("from sweeping import Top\nclass Hidden(Top):\n    pass", nowhere.__dict__)
+    monkeypatch.setitem(sys.modules, "nowhere", nowhere)
+    with pytest.raises(cs.ConvoscopeError, match="cannot start: ModuleNotFoundError: No module named 'nowhere'"):
+        cs.sweep(network(), Drawn(12), nowhere.Hidden(), "head", engine="ray", **SETTINGS)

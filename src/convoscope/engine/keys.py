@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -75,9 +76,10 @@ def statistic_key(statistic: Statistic) -> str:
 @cache
 def code_version(kind: type) -> str:
     """The package's version and the source of a class and its bases: of their whole files where they are ours."""
-    from convoscope import __version__
-
-    found = [__version__]
+    try:
+        found = [version("convoscope")]
+    except PackageNotFoundError:  # run from a folder
+        found = []
     for base in kind.__mro__[:-1]:
         ours = base.__module__.split(".")[0] == "convoscope"
         try:
