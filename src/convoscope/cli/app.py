@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import color, compare, demo, dissect, explain, lists, merge, report, scan, scenes, segment, unit, units
+from convoscope.cli import atlas, color, compare, demo, dissect, explain, lists, merge, report, scan, scenes, segment, unit, units
 
 app = typer.Typer(
     name="convoscope",
@@ -48,5 +48,6 @@ app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(color.color)
 app.command()(merge.merge)
+app.command()(atlas.atlas)
 app.command()(scenes.scenes)
 app.command()(scenes.train)

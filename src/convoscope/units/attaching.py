@@ -10,7 +10,10 @@ from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.record import canonical
 from convoscope.network import Network
 
-HOOKS = ("_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+HOOKS = (
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)  # fmt: skip
 
 
 def attach(network: Network, layer: str, name: str, behind: nn.Module) -> Network:
