@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -320,3 +321,13 @@ def test_a_written_folder_of_scenes_is_the_same_data(tmp_path: Path) -> None:
     (tmp_path / "s/maps/color/000003.png").unlink()
     with pytest.raises(cs.UsageError, match=r"names 'maps/color/000003.png', which is not in"):
         cs.open_dataset(tmp_path / "s")
+
+
+def test_the_guide_runs() -> None:
+    guide = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "data-sets.md"
+    found: dict[str, Any] = {}
+    exec("\n".join(re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)), found)
+    assert found["labels"].shape == (1, 96, 96)
+    assert found["labels"][0, :, :48].sum() == 0
+    assert bool(found["labels"][0, :, 48:].all())
+    assert repr(cs.open_dataset("scenes:500")) in guide.read_text(encoding="utf-8")
