@@ -105,7 +105,8 @@ def test_opponent_space() -> None:
     assert hue[:, 0, 0].tolist() == pytest.approx([0, 60, 120, 180, 240, 300], abs=1e-9)
     assert intensity[:, 0, 0].tolist() == pytest.approx([1 / 3, 2 / 3] * 3)
     assert float(opponent(flat((0.3, 0.3, 0.3)))[1].max()) == pytest.approx(0)
-    assert [hue_name(d) for d in (0, 59, 100, 180, 250, 300, 359)] == [*PURE, "red"]
+    assert [hue_name(d) for d in (0, 59, 110, 180, 250, 300, 359)] == [*PURE, "red"]
+    assert (hue_name(31), hue_name(212)) == ("orange", "azure")
 
 
 def test_hue_histograms() -> None:

@@ -54,9 +54,12 @@ def test_the_table_and_the_document(study: cs.ColorStudy) -> None:
     assert dict(zip(study.header, row, strict=True)) == {
         "layer": "1", "units": "5", "excited": "4", "index": "1.00", "not selective": "25 %", "a little": "0 %",
         "selective": "75 %", "opponent": "33 %", "red-cyan": "67 %", "blue-yellow": "33 %", "magenta-green": "0 %",
-        "hue": "red",
+        "hue": "red", "off the pictures": "0 %",
     }  # fmt: skip
     assert "red-cyan" in str(study)
+    # of the pictures with color one is red, one blue, one half red and half cyan, and so are the three selective units;
+    # the features of the opponent unit are a red column and a cyan one
+    assert study.hues.tolist() == pytest.approx(study.layers[0].hue_shares().tolist(), abs=1e-6)
     document = json.loads(json.dumps(study.to_dict(), allow_nan=False))
     assert document["layers"][0]["each"][4] == {
         "color_index": None, "hue": None, "hue_strength": None, "opponent_strength": None, "axis": None,

@@ -122,7 +122,7 @@ def test_splits_of_sums_agree(statistic: type[Statistic]) -> None:
     merged = over(statistic(), WIDE[:5].double()).merge(over(statistic(), WIDE[5:].double()))
     for name, tensor in one.state_dict().items():
         torch.testing.assert_close(merged.state_dict()[name], tensor, rtol=1e-12, atol=1e-9)
-    for name in ("images", "positions", "low", "high", "responding"):
+    for name in ("images", "positions", "count", "low", "high", "responding"):
         assert name not in one.state or torch.equal(merged.state_dict()[name], one.state_dict()[name])
 
 
@@ -148,6 +148,16 @@ def test_correlations_are_numpys_and_duplicates_are_found() -> None:
     assert which[[0, 2, 4]].tolist() == [2, 0, -1]
     assert value[0] == pytest.approx(1)
     assert value[4].isnan()
+
+
+def test_of_large_maps_a_grid_is_taken() -> None:
+    batch = torch.rand(3, 4, 9, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
+    found = over(UnitCorrelation(positions=30), *batch.split(2))
+    assert int(found.count) == 3 * 4 * 5  # every second row and column, from the second on
+    grid = batch[:, :, 1::2, 1::2].transpose(0, 1).flatten(1)
+    np.testing.assert_allclose(found.value(), np.corrcoef(grid.numpy()), atol=1e-12)
+    with pytest.raises(cs.UsageError, match="1 or more"):
+        UnitCorrelation(positions=0)
 
 
 def test_single_precision_tells_duplicates_apart() -> None:

@@ -20,7 +20,10 @@ SHARP = 4  # pixels that a rose is drawn with for one that is shown
 
 @dataclass(frozen=True)
 class HueRow:
-    """One layer: facts in words, shares of three classes of units, shares of hues (the first red, evenly around), pictures."""
+    """One layer: facts in words, shares of three classes of units, shares of hues (the first red, evenly around), pictures.
+
+    `before` are the hues to compare with.
+    """
 
     title: str
     facts: Sequence[str]
@@ -28,6 +31,7 @@ class HueRow:
     hues: Sequence[float]
     pictures: Sequence[Any] = ()
     names: Sequence[str] = ()
+    before: Sequence[float] = ()
 
 
 def hue_figure(rows: Sequence[HueRow], title: str, about: str = "", zoom: int = 2) -> Image.Image:
@@ -66,7 +70,16 @@ def _legend(draw: ImageDraw.ImageDraw, y: float, zoom: int) -> None:
         draw.rectangle((x * zoom, (y + 2) * zoom, (x + 12) * zoom, (y + 12) * zoom), color)
         write_text(draw, text, x + 17, y, TICK, 200, SOFT, zoom)
         x += 34 + _width(text, zoom)
-    write_text(draw, "rose: hues of the selective units, red to the right", x, y, TICK, 400, SOFT, zoom)
+    write_text(
+        draw,
+        "rose: hues of the selective units, red to the right; black arcs: hues of all pictures",
+        x,
+        y,
+        TICK,
+        600,
+        SOFT,
+        zoom,
+    )
 
 
 def _width(text: str, zoom: int) -> float:
@@ -89,7 +102,7 @@ def _row(page: Image.Image, draw: ImageDraw.ImageDraw, row: HueRow, y: float, zo
         write_text(draw, fact, MARGIN, below, TICK, NAMES, SOFT, zoom)
         below += text_height(fact, TICK, NAMES, zoom)
     left = MARGIN + NAMES + 18
-    page.paste(rose(row.hues, ROSE * zoom), (round(left * zoom), round(y * zoom)))
+    page.paste(rose(row.hues, ROSE * zoom, row.before), (round(left * zoom), round(y * zoom)))
     left += ROSE + 18
     for picture, name in zip(row.pictures, row.names, strict=True):
         _tile(page, draw, picture, name, left, y, zoom)
@@ -107,23 +120,27 @@ def _tile(page: Image.Image, draw: ImageDraw.ImageDraw, picture: Any, name: str,
     write_text(draw, name, x, y + TILE + 3, TICK - 1, TILE + GAP, SOFT, zoom)
 
 
-def rose(hues: Sequence[float], side: int) -> Image.Image:
+def rose(hues: Sequence[float], side: int, before: Sequence[float] = ()) -> Image.Image:
     """Shares of hues as sectors around a circle, red to the right and then against the clock; areas are shares.
 
-    The largest sector reaches the rim.
+    Those to compare with are outlines. The largest reaches the rim.
     """
     wide = side * SHARP
     picture = Image.new("RGB", (wide, wide), PAPER)
     draw = ImageDraw.Draw(picture)
-    middle, top, step = wide / 2, max(hues, default=0.0), 360 / max(1, len(hues))
+    top = max([*hues, *before], default=0.0) if any(hues) else 0.0
     draw.ellipse((0, 0, wide - 1, wide - 1), outline=LINE, width=SHARP)
-    for k, share in enumerate(hues):
-        if share > 0 and top > 0:
-            radius = middle * math.sqrt(share / top)
-            box = (middle - radius, middle - radius, middle + radius, middle + radius)
-            draw.pieslice(box, -(k + 0.5) * step, -(k - 0.5) * step, _color(k / len(hues)), PAPER, SHARP)
     if not top:
-        draw.line((wide * 0.3, middle, wide * 0.7, middle), LINE, SHARP)
+        draw.line((wide * 0.3, wide / 2, wide * 0.7, wide / 2), LINE, SHARP)
+    for shares, outlined in ((hues, False), (before, True)):
+        for k, share in enumerate(shares if top else ()):
+            radius, step = wide / 2 * math.sqrt(share / top), 360 / len(shares)
+            box = (wide / 2 - radius, wide / 2 - radius, wide / 2 + radius, wide / 2 + radius)
+            ends = -(k + 0.5) * step, -(k - 0.5) * step
+            if outlined and radius > 1:
+                draw.arc(box, *ends, INK, SHARP + 2)
+            elif radius > 1:
+                draw.pieslice(box, *ends, _color(k / len(shares)), PAPER, SHARP)
     return picture.resize((side, side), Image.Resampling.LANCZOS)
 
 

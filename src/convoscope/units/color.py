@@ -17,7 +17,7 @@ from convoscope.units.altered import readings
 
 LOW, HIGH = 0.10, 0.25  # a color index under LOW is that of a unit not selective for color; from HIGH on it is selective
 AXES = ("red-cyan", "blue-yellow", "magenta-green")
-HUES = ("red", "yellow", "green", "cyan", "blue", "magenta")
+HUES = ("red", "orange", "yellow", "lime", "green", "mint", "cyan", "azure", "blue", "violet", "magenta", "rose")
 _AXIS_HUES = (0.0, 60.0, 120.0)  # modulo 180 degrees
 
 
@@ -101,5 +101,5 @@ def axis_of(pictures: Float[Tensor, "units 3 h w"]) -> Int[Tensor, "units"]:
 
 
 def hue_name(degrees: float) -> str:
-    """The nearest of six hues: red, yellow, green, cyan, blue, magenta."""
-    return HUES[round(degrees / 60) % 6]
+    """The nearest of twelve hues, `HUES`, 30 degrees apart from red on."""
+    return HUES[round(degrees / 30) % 12]

@@ -1,5 +1,6 @@
 """How color is represented in a network: the share of color-selective units in each layer, and their hues."""
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from convoscope.core.errors import UnsupportedError, UsageError
+from convoscope.core.errors import ImageError, UnsupportedError, UsageError
 from convoscope.data.dataset import open_dataset
 from convoscope.engine.run import sweep
 from convoscope.files import check_writable, replaced
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BINS = 12
+LOOKED_AT = 256  # pictures whose own hues are counted, at most
 SHOWN = 10  # neuron features of each layer in the picture
 DRAWN = 96  # pixels of a neuron feature at most
 
@@ -81,7 +83,10 @@ class LayerColors:
 
 @dataclass(frozen=True)
 class ColorStudy:
-    """What `color_study` found: one entry for each layer, in order."""
+    """What `color_study` found: one entry for each layer, in order; `hues` are those of the pictures, each counting the same.
+
+    A neuron feature has the hues of whatever is in the pictures, so those of a layer say something where they differ.
+    """
 
     network_name: str
     network_hash: str
@@ -89,19 +94,28 @@ class ColorStudy:
     images: int
     patches: int
     layers: tuple[LayerColors, ...]
+    hues: Float[Tensor, "bins"]
 
-    header = ("layer", "units", "excited", "index", "not selective", "a little", "selective", "opponent", *color.AXES, "hue")
+    header = (
+        "layer", "units", "excited", "index", "not selective", "a little", "selective", "opponent", *color.AXES, "hue",
+        "off the pictures",
+    )  # fmt: skip
+
+    def off(self, layer: LayerColors) -> float:
+        """How far the hues of a layer's selective units are off those of the pictures, 0 to 1: half the sum of differences."""
+        return float((layer.hue_shares() - self.hues).abs().sum() / 2)
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The table as text; shares in percent, of the units excited or, from "opponent" on, of the selective ones."""
+        """The table as text; shares of the units excited or, from "opponent" on, of the selective ones."""
         found = []
         for layer in self.layers:
             some = bool(layer.selective.any())
             shares = [*layer.shares(), layer.opponent_share(), *layer.axis_shares().values()]
+            off = f"{100 * self.off(layer):.0f} %" if some else ""
             percent = [f"{100 * s:.0f} %" if some or k < 3 else "" for k, s in enumerate(shares)]
             middle = f"{float(layer.index.nanmedian()):.2f}" if layer.alive else ""
             hue = color.hue_name(360 / BINS * int(layer.hue_shares().argmax())) if some else ""
-            found.append((layer.address, str(len(layer.index)), str(layer.alive), middle, *percent, hue))
+            found.append((layer.address, str(len(layer.index)), str(layer.alive), middle, *percent, hue, off))
         return found
 
     def __str__(self) -> str:
@@ -115,14 +129,15 @@ class ColorStudy:
             "network": {"name": self.network_name, "hash": self.network_hash},
             "data": {"name": self.dataset_name, "images": self.images},
             "patches": self.patches,
-            "layers": [_as_dict(layer) for layer in self.layers],
+            "hues": self.hues.tolist(),
+            "layers": [_as_dict(layer) | {"off_the_pictures": self.off(layer)} for layer in self.layers],
         }
 
     def image(self) -> "Image.Image":
         """The layers as a picture: shares, hues, and the neuron features of the most color-selective units."""
         from convoscope.show.hues import HueRow, hue_figure
 
-        rows = [_row(layer, HueRow) for layer in self.layers]
+        rows = [_row(layer, HueRow, self.hues.tolist()) for layer in self.layers]
         title = f"How {self.network_name} represents color"
         about = (
             f"The {self.patches} strongest patches of each unit among {self.images:,} pictures of {self.dataset_name}. "
@@ -168,7 +183,17 @@ def color_study(
         hues, axis = color.hue_histogram(features, BINS), color.axis_of(features)
         entries.append(LayerColors(address, index, features, hues, *color.hue_of(features), axis))
         tell("layers")(number + 1, len(found.layers))
-    return ColorStudy(network.name, network.hash, data.name, len(data), patches, tuple(entries))
+    return ColorStudy(network.name, network.hash, data.name, len(data), patches, tuple(entries), _hues(network, data))
+
+
+def _hues(network: Network, data: Any) -> Float[Tensor, "bins"]:
+    """The mean over pictures, up to `LOOKED_AT` evenly spaced ones, of the shares of their hues."""
+    total = torch.zeros(BINS, dtype=torch.float64)
+    for i in range(0, len(data), -(-len(data) // LOOKED_AT)):
+        with contextlib.suppress(ImageError):
+            row = color.hue_histogram(network.picture(network.read(data.picture(i))), BINS)[0]
+            total += row / row.sum().clamp(min=1e-12)
+    return total / total.sum().clamp(min=1e-12)
 
 
 def _as_dict(layer: LayerColors) -> dict[str, Any]:
@@ -194,12 +219,14 @@ def _as_dict(layer: LayerColors) -> dict[str, Any]:
     }
 
 
-def _row(layer: LayerColors, make: Any) -> Any:
+def _row(layer: LayerColors, make: Any, pictures_hues: list[float]) -> Any:
     none, little, selective = layer.shares()
-    axes = ", ".join(f"{100 * s:.0f} % {name}" for name, s in layer.axis_shares().items())
-    facts = [f"{len(layer.index)} units, {layer.alive} of them excited"]
-    facts += [f"along {axes}", f"{100 * layer.opponent_share():.0f} % opponent"] if selective else []
+    excited = "all excited" if layer.alive == len(layer.index) else f"{layer.alive} of them excited"
+    facts = [f"{len(layer.index)} units, {excited}"]
+    if selective:
+        axes = [f"{name} {100 * s:.0f} %" for name, s in layer.axis_shares().items()]
+        facts += [", ".join(axes[:2]), f"{axes[2]}, opponent {100 * layer.opponent_share():.0f} %"]
     units = layer.strongest()
     pictures = [layer.features[u].permute(1, 2, 0).numpy() for u in units]
     names = [f"{u}: {layer.index[u]:.2f}" for u in units]
-    return make(layer.address, facts, (none, little, selective), layer.hue_shares().tolist(), pictures, names)
+    return make(layer.address, facts, (none, little, selective), layer.hue_shares().tolist(), pictures, names, pictures_hues)

@@ -1,6 +1,8 @@
 """Units that say the same: correlations of their maps over all images and positions."""
 
+import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from jaxtyping import Float
@@ -15,24 +17,36 @@ from convoscope.units.histograms import of_channels, seen
 class UnitCorrelation(Statistic):
     """Correlation of every two units of a layer, over all images and positions.
 
-    Products are summed in the type of the activations within a batch and in float64 over batches. The state is two tables
-    of C x C numbers at most; an image costs as much as a 1 x 1 convolution from the layer to itself.
+    Of maps with more than `positions` a regular grid of positions is taken. Products are summed in the type of the
+    activations within a batch and in float64 over batches. The state is C x C numbers; an image costs as much as a 1 x 1
+    convolution from the layer to itself at the positions taken.
     """
 
-    state = {"positions": SUM, "sums": SUM, "products": SUM}
+    positions: Annotated[int, "positions of a map that are taken at most"] = 256
+
+    state = {"count": SUM, "sums": SUM, "products": SUM}
+
+    def __post_init__(self) -> None:
+        if self.positions < 1:
+            raise UsageError(f"positions are 1 or more; got {self.positions}")
 
     def update(self, batch: Tensor, samples: Samples | None = None) -> None:
         values = of_channels(batch, len(self.sums) if self.begun else None)
-        values = (values if values.dtype == torch.float64 else values.float()).transpose(0, 1).flatten(1)
-        made = torch.tensor(values.shape[1]), values.sum(1).double().cpu(), (values @ values.T).double().cpu()
-        before = (self.positions, self.sums, self.products) if self.begun else (0, 0, 0)
-        self.positions, self.sums, self.products = (a + b for a, b in zip(made, before, strict=True))
+        if values.shape[2] > self.positions:
+            step = math.ceil(math.sqrt(values.shape[2] / self.positions))
+            values = batch.detach()[:, :, step // 2 :: step, step // 2 :: step].flatten(2)
+        values = values if values.dtype == torch.float64 else values.float()
+        nothing = values.new_zeros(values.shape[1], values.shape[1])
+        products = torch.addbmm(nothing, values, values.transpose(1, 2))
+        made = torch.tensor(len(values) * values.shape[2]), values.sum((0, 2)).double().cpu(), products.double().cpu()
+        before = (self.count, self.sums, self.products) if self.begun else (0, 0, 0)
+        self.count, self.sums, self.products = (a + b for a, b in zip(made, before, strict=True))
 
     def value(self) -> Float[Tensor, "units units"]:
         """Pearson's correlations, -1 to 1; NaN with units that never change."""
         seen(self)
-        mean = self.sums / self.positions
-        power = self.products / self.positions
+        mean = self.sums / self.count
+        power = self.products / self.count
         covariance = power - mean[:, None] * mean
         variance = covariance.diagonal()
         constant = variance <= 1e-6 * power.diagonal()  # what rounding leaves of a constant

@@ -16,6 +16,7 @@ SIDE = 2 * OCTAVES * PER_OCTAVE + 2  # bins of one sign, with those for everythi
 BINS = 2 * SIDE + 1  # below zero, zero, above zero
 _SHIFT = 21  # of a float32, what is left is the sign, the exponent and the first two digits of the fraction
 _KEYS = 1 << (31 - _SHIFT)
+AT_ONCE = 1 << 18  # values counted together
 
 
 def of_channels(batch: Tensor, channels: int | None = None) -> Tensor:
@@ -55,9 +56,13 @@ class ActivationHistogram(Statistic):
     def update(self, batch: Tensor, samples: Samples | None = None) -> None:
         values = of_channels(batch, len(self.counts) if self.begun else None)
         channels = values.shape[1]
-        keys = values.to(torch.float32).contiguous().view(torch.int32) >> _SHIFT  # -1024..-1 below zero, 0..1023 above
-        first = torch.arange(channels, device=batch.device)[:, None] * 2 * _KEYS + _KEYS
-        found = torch.bincount((keys + first).flatten(), minlength=channels * 2 * _KEYS).view(channels, 2, _KEYS)
+        first = torch.arange(channels, device=batch.device, dtype=torch.int32)[:, None] * 2 * _KEYS + _KEYS
+        found = torch.zeros(2 * _KEYS * channels, dtype=torch.int64, device=batch.device)
+        each = max(1, values.shape[1] * values.shape[2])
+        for rows in values.split(max(1, max(AT_ONCE, 4 * _KEYS * channels) // each)):  # small enough for caches
+            keys = rows.to(torch.float32).contiguous().view(torch.int32) >> _SHIFT  # -1024..-1 below zero, 0..1023 above
+            found += torch.bincount(keys.add_(first).flatten(), minlength=len(found))
+        found = found.view(channels, 2, _KEYS)
         low, high = (127 - OCTAVES) * PER_OCTAVE, (127 + OCTAVES) * PER_OCTAVE
         near, far = found[..., 1:low].sum(-1, keepdim=True), found[..., high:].sum(-1, keepdim=True)
         below, above = torch.cat([near, found[..., low:high], far], -1).unbind(1)
