@@ -20,7 +20,7 @@ from PIL import Image
 import convoscope as cs
 from convoscope.units.book import Book, open_book
 from convoscope.units.book_scan import scan
-from convoscope.units.book_strips import Cut, cut_out, write_strips
+from convoscope.units.book_strips import Cut, cut_out, window, write_strips
 
 Cli = Callable[..., Any]
 LAYERS = ["stem", "layer3"]
@@ -109,10 +109,16 @@ def test_boxes_are_cut_out_whole() -> None:
         return np.frombuffer(cut_out(picture, box, size), np.uint8).reshape(size, size, 4)
 
     assert np.array_equal(cut(3, 4, 11, 12)[..., :3], pixels[3:11, 4:12])
-    wide = cut(0, 0, 4, 8)
-    assert np.array_equal(wide[2:6, :, :3], pixels[:4, :8])
-    assert not wide[:2].any()
-    assert not wide[6:].any()
+    edge = cut(0, 0, 4, 8)  # the square around it is moved into the picture, and faint outside of the box
+    assert np.array_equal(edge[:4, :, :3], pixels[:4, :8])
+    assert np.abs(edge[4:, :, :3].astype(float) - (0.45 * pixels[4:8, :8] + 0.55 * 128)).max() <= 1
+    assert (edge[..., 3] == 255).all()
+    assert window((0, 0, 4, 8), 20, 30) == (0, 0, 8)
+    assert window((16, 22, 20, 30), 20, 30) == (12, 22, 8)
+    wide = cut(0, 0, 20, 30, size=30)  # larger than the picture is high: nothing above and below it
+    assert np.array_equal(wide[5:25, :, :3], pixels)
+    assert not wide[:5, :, 3].any()
+    assert not wide[25:, :, 3].any()
     assert not cut(5, 5, 5, 5).any()
     assert np.array_equal(cut(0, 0, 2, 2)[::4, ::4, :3], pixels[:2, :2])
 

@@ -27,7 +27,7 @@ def scan(
     workers: Annotated[int, typer.Option(min=1, help="Processes that run the network.")] = 1,
     shard: Annotated[
         str | None,
-        typer.Option(metavar="I/N", help="Run only part I of N, from 0 to N - 1, of the images; a scan without it joins them."),
+        typer.Option(metavar="I/N", help="Run only part I of N (0 to N - 1) of the images; a scan without it joins them."),
     ] = None,
     arch: opt.Arch = None,
     weights: opt.Weights = None,

@@ -248,7 +248,7 @@ def best(units: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
 
     def worth(u: dict[str, Any]) -> tuple[float, float]:
         detects = u.get("iou") or 0.0 if u.get("detector") else 0.0
-        return detects, u.get("class_selectivity") or 0.0
+        return detects, u.get("class_selectivity") or u.get("lifetime_sparseness") or 0.0
 
     ordered = sorted((u for u in units if not u.get("dead")), key=worth, reverse=True)
     first, seen = [], set()

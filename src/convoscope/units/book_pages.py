@@ -12,6 +12,7 @@ from convoscope.show.figure import number
 from convoscope.show.html import Fact
 from convoscope.units.book_files import LayerEntry
 from convoscope.units.book_index import Exemplar
+from convoscope.units.book_strips import window
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -111,17 +112,17 @@ def crops(unit: "Unit", sort: str) -> list[np.ndarray]:
 def _crop(unit: "Unit", e: Exemplar, pixels: np.ndarray) -> show.Crop:
     name, kind = unit.image_name(e), unit.book.image_class(e.image)
     alt = f"{ROWS.get(e.sort, (e.sort,))[0]} {e.rank + 1}: {kind or name}, activation {number(e.value)}"
-    return show.Crop(pixels, f"{number(e.value)}{f' · {kind}' if kind else ''}", alt, peak_within(e))
+    return show.Crop(
+        pixels, f"{number(e.value)}{f' · {kind}' if kind else ''}", alt, peak_within(e, unit.book.manifest["network"]["size"])
+    )
 
 
-def peak_within(e: Exemplar) -> tuple[float, float] | None:
+def peak_within(e: Exemplar, size: Sequence[int]) -> tuple[float, float] | None:
     """Where the middle of the unit's field lies in the crop, as shares of its side; None where it is the middle anyway."""
-    top, left, bottom, right = e.box
-    side = max(bottom - top, right - left)
+    top, left, side = window(e.box, size[0], size[1])
     if side <= 0:
         return None
-    y = (e.peak[0] - top + (side - (bottom - top)) / 2) / side
-    x = (e.peak[1] - left + (side - (right - left)) / 2) / side
+    y, x = (e.peak[0] - top) / side, (e.peak[1] - left) / side
     off = max(abs(y - 0.5), abs(x - 0.5))
     return (min(max(y, 0.0), 1.0), min(max(x, 0.0), 1.0)) if off > 0.06 else None
 
@@ -144,7 +145,10 @@ def _labels(unit: "Unit") -> show.Table | None:
 def _numbers(unit: "Unit") -> show.Table:
     shown = [(c, unit.values.get(c.name)) for c in unit.book.columns]
     known = {"label", "category", "iou", "held_out_iou", "p_value", "detector", "dead", "class"}
-    rows = [(c.title, _text(v)) for c, v in shown if v is not None and c.name not in known]
+    flags = {"class_selective", "color_selective"}
+    rows = [
+        (c.title, ("no", "yes")[v] if c.name in flags else _text(v)) for c, v in shown if v is not None and c.name not in known
+    ]
     return show.Table(("Measure", "Value"), rows, (False, True))
 
 
@@ -158,8 +162,8 @@ def _p(value: float) -> str:
 
 
 def _field_note(entry: LayerEntry) -> list[str]:
-    note = "Each picture is the receptive field of the unit at that place, all it can depend on, cut off where the image ends."
-    return [f"{note} A ring marks the middle of the field, where that is not the middle of the picture."]
+    note = "Each picture shows the receptive field of the unit at that place; what is faint lies outside of it, since the field"
+    return [f"{note} goes beyond the image there. A ring marks the middle of the field, where it is not that of the picture."]
 
 
 def _neighbors(unit: "Unit", link: Link) -> list[tuple[str, str]]:
@@ -236,13 +240,9 @@ def _summary(
     field = "sees the whole image" if entry.field is None else f"sees {entry.field[0]} x {entry.field[1]} pixels"
     facts = [f"{entry.units:,} units", field, f"{entry.grid[0]} x {entry.grid[1]} places"]
     concepts = len({r["label"] for r in rows if r.get("detector")})
-    facts += [f"{sum(detectors.values())} detectors of {concepts} concepts"] if detectors else []
-    chance = book.numbers(entry.address).get("label/by_chance")
-    facts += (
-        [f"{number(float(chance[0]))} units above the limit if they meant nothing"]
-        if chance is not None and len(chance)
-        else []
-    )
+    if book.manifest["data"]["concepts"]:
+        chance = book.manifest["settings"]["chance"] * entry.units
+        facts += [f"{sum(detectors.values())} detectors of {concepts} concepts", f"{chance:.1f} detectors expected by chance"]
     cards = [_card(book, row, link) for row in best(list(rows), count)]
     return show.LayerSummary(entry.address, entry.units, dict(detectors), _shares(book, rows), facts, cards, dead)
 
@@ -265,6 +265,8 @@ def _card(book: "Book", row: Mapping[str, Any], link: Link | None) -> show.Card:
     if detects:
         chance = row.get("p_value")
         lines.append(f"IoU {number(row['iou'])}{f', p {_p(chance)}' if chance is not None else ''}")
+    elif row.get("label") and not row.get("class_selective"):
+        lines.append(f"closest: {row['label']}, IoU {number(row['iou'])}")
     if unit.classes:
         lines.append(f"{unit.classes[0].name} {100 * unit.classes[0].share:.0f} %")
     pictures = crops(unit, "top")
@@ -302,8 +304,8 @@ def _reading(book: "Book") -> list[str]:
 
 def _notes(book: "Book") -> list[str]:
     return [
-        "Each small picture is the receptive field of the unit at one place, cut off at the edges of the image; the nine of a "
-        "unit are from nine images, the strongest first."
+        "The nine small pictures of a unit are from the nine images that excite it most, the strongest first. Each shows the "
+        "receptive field at the strongest place; what is faint lies outside of it, since the field goes beyond the image there."
     ]
 
 

@@ -16,6 +16,7 @@ from convoscope.units.book_files import LayerEntry, strip_path
 SCRATCH_BYTES = 4 << 30  # of disk; units whose pictures take more are drawn in several rounds
 PIXELATED = 12  # a field of fewer pixels is shown pixel by pixel, a larger one smoothly
 QUALITY = 80
+FAINT = 0.45  # how much of its contrast a picture keeps outside of the field
 
 
 @dataclass(frozen=True)
@@ -95,19 +96,39 @@ def _write_round(folder: Path, job: _Round, pixels: Callable[[int], NDArray[np.u
         scratch.unlink(missing_ok=True)
 
 
+def window(box: Any, height: int, width: int) -> tuple[float, float, float]:
+    """The square that shows a box: top, left and side. It lies within the image wherever it can."""
+    top, left, bottom, right = (float(n) for n in box)
+    side = max(bottom - top, right - left)
+    found = []
+    for low, high, extent in ((top, bottom, height), (left, right, width)):
+        start = (low + high - side) / 2
+        found.append((extent - side) / 2 if side > extent else min(max(start, 0.0), extent - side))
+    return found[0], found[1], side
+
+
 def cut_out(picture: Any, box: Any, size: int) -> bytes:
-    """The box of a PIL picture as large as fits into `size` x `size`, in its middle; RGBA, transparent around it."""
+    """The square around a box of a PIL picture as `size` x `size` RGBA: faint outside of the box, transparent beyond the
+    picture."""
     from PIL import Image
 
-    top, left, bottom, right = (int(n) for n in box)
-    canvas = Image.new("RGBA", (size, size))
-    if bottom > top and right > left:
-        scale = size / max(bottom - top, right - left)
-        wide, high = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
-        coarse = max(bottom - top, right - left) < PIXELATED
-        how = Image.Resampling.NEAREST if coarse else Image.Resampling.BICUBIC
-        part = picture.crop((left, top, right, bottom)).resize((wide, high), how)
-        canvas.paste(part, ((size - wide) // 2, (size - high) // 2))
+    height, width = picture.height, picture.width
+    top, left, side = window(box, height, width)
+    if side <= 0:
+        return bytes(size * size * 4)
+    coarse = side < PIXELATED
+    how = Image.Resampling.NEAREST if coarse else Image.Resampling.BICUBIC
+    part = [max(top, 0.0), max(left, 0.0), min(top + side, height), min(left + side, width)]
+    at = [round((v - start) * size / side) for v, start in zip(part, (top, left, top, left), strict=True)]
+    shape = max(1, at[3] - at[1]), max(1, at[2] - at[0])
+    canvas = np.zeros((size, size, 4), np.uint8)
+    pixels = picture.resize(shape, how, box=(part[1], part[0], part[3], part[2]))
+    canvas[at[0] : at[2], at[1] : at[3], :3] = np.asarray(pixels)[: at[2] - at[0], : at[3] - at[1]]
+    canvas[at[0] : at[2], at[1] : at[3], 3] = 255
+    inside = [round((v - start) * size / side) for v, start in zip(box, (top, left, top, left), strict=True)]
+    outside = np.ones((size, size), bool)
+    outside[inside[0] : inside[2], inside[1] : inside[3]] = False
+    canvas[outside, :3] = FAINT * canvas[outside, :3] + (1 - FAINT) * 128
     return canvas.tobytes()
 
 
