@@ -50,8 +50,8 @@ def umap(values: Float[Tensor, "samples channels"], seed: int, neighbors: int = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         near = min(neighbors, len(values) - 1)
-        made = UMAP(2, n_neighbors=near, min_dist=distance, metric="cosine", random_state=seed, n_jobs=1)
-        found = made.fit_transform(values.cpu().float().numpy())
+        settings = {"n_neighbors": near, "min_dist": distance, "metric": "cosine", "random_state": seed, "n_jobs": 1}
+        found = UMAP(n_components=2, **settings).fit_transform(values.cpu().float().numpy())
     return torch.from_numpy(found).double()
 
 
