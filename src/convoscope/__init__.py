@@ -43,6 +43,8 @@ _PUBLIC = {
     "units.color_study": ["ColorStudy", "color_study"],
     "units.neuron_feature": ["neuron_features"],
     "units.table": ["unit_table"],
+    "units.book": ["Book", "Unit", "open_book"],
+    "units.book_scan": ["scan"],
     "units.histograms": ["ActivationHistogram", "UnitActivity"],
     "units.selectivity": ["ClassActivity"],
     "units.duplicates": ["UnitCorrelation"],
