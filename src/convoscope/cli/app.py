@@ -4,7 +4,23 @@ from typing import Annotated
 
 import typer
 
-from convoscope.cli import atlas, color, compare, demo, dissect, explain, lists, merge, report, scan, scenes, segment, unit, units
+from convoscope.cli import (
+    atlas,
+    color,
+    compare,
+    concepts,
+    demo,
+    dissect,
+    explain,
+    lists,
+    merge,
+    report,
+    scan,
+    scenes,
+    segment,
+    unit,
+    units,
+)
 
 app = typer.Typer(
     name="convoscope",
@@ -49,5 +65,6 @@ app.command()(dissect.dissect)
 app.command()(color.color)
 app.command()(merge.merge)
 app.command()(atlas.atlas)
+app.command()(concepts.concepts)
 app.command()(scenes.scenes)
 app.command()(scenes.train)

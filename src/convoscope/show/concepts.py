@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from convoscope.show.figure import INK, LINE, MARGIN, PAPER, SOFT, text_height, write_text
 from convoscope.show.overlay import as_bytes, limit, overlay
 
-SIDE, GAP, ROW_GAP, NAMES = 84, 6, 18, 132  # points: a picture, between two, between rows, the column of names
+SIDE, GAP, ROW_GAP, NAMES = 84, 6, 18, 160  # points: a picture, between two, between rows, the column of names
 
 
 @dataclass(frozen=True)
