@@ -50,6 +50,8 @@ TARGETS: dict[str, tuple[cs.Target, Tensor]] = {
     "channel of a vector": (cs.Channel("flat", 3), FLAT[:, 3]),
     "neuron": (cs.Neuron("maps", 1, 2, 5), MAPS[:, 1, 2, 5]),
     "neuron of each": (cs.Neuron("maps", 1, (0, 1, 2), (6, 5, 4)), MAPS[N, 1, [0, 1, 2], [6, 5, 4]]),
+    "neuron of a channel for each": (cs.Neuron("maps", (1, 3, 0), (0, 1, 2), 5), MAPS[N, [1, 3, 0], [0, 1, 2], 5]),
+    "open neuron of a channel for each": (cs.Neuron("maps", (1, 3, 0)), MAPS[N, [1, 3, 0]].amax((1, 2))),
     "open neuron": (cs.Neuron("maps", 1), MAPS[:, 1].amax((1, 2))),
     "neuron open in a row": (cs.Neuron("maps", 1, 2), MAPS[:, 1, 2].amax(1)),
     "neuron open in a column": (cs.Neuron("maps", 1, None, 5), MAPS[:, 1, :, 5].amax(1)),

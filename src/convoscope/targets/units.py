@@ -53,9 +53,9 @@ class Channel(Target):
 class Neuron(Target):
     """Activation of one channel at one position; without a position, where the channel is strongest in each image."""
 
-    each = ("row", "column")
+    each = ("channel", "row", "column")
     layer: Annotated[str, "address"]
-    channel: Annotated[int, "number of the channel"]
+    channel: Annotated[int | tuple, "number of the channel, one per image"]
     row: Annotated[int | tuple | None, "row of the feature map, one per image, or None for the strongest position"] = None
     column: Annotated[int | tuple | None, "column of the feature map, one per image, or None"] = None
 
@@ -70,7 +70,9 @@ class Neuron(Target):
                 f"{self.layer!r} has shape {tuple(values.shape)}, no rows and columns; "
                 f"use Channel({self.layer!r}, {self.channel})"
             )
-        return values[:, self.channel]
+        if not isinstance(self.channel, tuple):
+            return values[:, self.channel]
+        return values[torch.arange(len(values), device=values.device), per_row(self.channel, activations.rows, values.device)]
 
     def __call__(self, activations: Activations) -> Scores:
         maps = self._map(activations)
