@@ -251,7 +251,7 @@ def test_scan_from_the_command_line(cli: Cli, tmp_path: Path) -> None:
     document = json.loads(result.out)
     assert keys(document) == {"schema", "book", "shard", "complete", "network", "data", "layers", "columns"}
     assert document["layers"] == [{"address": "stem", "units": 16}]
-    assert {"iou", "p_value", "label", "class_selectivity", "color_selectivity", "dead"} <= set(document["columns"])
+    assert {"iou", "p_value", "label", "class_selectivity", "color_index", "nearest_unit", "dead"} <= set(document["columns"])
     again = cli("scan", "scenes", "scenes:6", *words)
     assert again.out.startswith("Book(scenes: 16 units of 1 layers over 6 images of scenes:6)")
 

@@ -52,7 +52,8 @@ def _tell(unit: "Unit") -> None:
         screen.print(table(("concept", "category", "IoU", "held out", "p"), rows, right=("IoU", "held out", "p")))
     if unit.classes:
         screen.print(table(("class", "share"), [(s.name, f"{100 * s.share:.0f} %") for s in unit.classes], right=("share",)))
-    known = [(c, unit.values.get(c.name)) for c in unit.book.columns]
+    told = ("label", "category", "iou", "held_out_iou", "p_value", "class")
+    known = [(c, unit.values.get(c.name)) for c in unit.book.columns if c.name not in told]
     shown = [(c.name.replace("_", "-"), cell(v), c.help) for c, v in known if v is not None]
     screen.print(table(("measure", "value", "meaning"), shown, right=("value",)))
     rows = []

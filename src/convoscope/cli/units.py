@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from convoscope.units.book import Book
 
 BookArgument = Annotated[Path, typer.Argument(metavar="BOOK", help="The folder that 'convoscope scan' wrote.")]
-SHOWN = ("label", "category", "iou", "p_value", "class", "class_selectivity", "color_selectivity", "maximum")
+SHOWN = ("label", "category", "iou", "p_value", "class", "class_selectivity", "color_index", "maximum")
 
 
 def units(

@@ -173,15 +173,25 @@ def ordered(categories: Sequence[str] | set[str]) -> list[str]:
     return [c for c in CATEGORIES if c in categories] + sorted(c for c in categories if c not in CATEGORIES)
 
 
-def montage(crops: Sequence[Any], columns: int = 3, count: int = 9, gap: int = 2) -> np.ndarray:
-    """Square crops (size, size, 4) in a grid, RGBA, transparent between and where there are none."""
-    size = np.shape(crops[0])[0] if len(crops) else 8
+def montage(crops: Sequence[Crop], columns: int = 3, count: int = 9, gap: int = 2) -> np.ndarray:
+    """Square crops in a grid, their peaks ringed, RGBA, transparent between and where there are none."""
+    size = np.shape(crops[0].pixels)[0] if len(crops) else 8
     rows = -(-count // columns)
     page = np.zeros((rows * (size + gap) - gap, columns * (size + gap) - gap, 4), np.uint8)
     for i, crop in enumerate(crops[:count]):
         y, x = (i // columns) * (size + gap), (i % columns) * (size + gap)
-        page[y : y + size, x : x + size] = rgba(crop)
+        picture = Image.fromarray(rgba(crop.pixels))
+        if crop.peak:
+            _ring(ImageDraw.Draw(picture), crop.peak[0] * size, crop.peak[1] * size, max(3.0, size / 16), 1)
+        page[y : y + size, x : x + size] = np.asarray(picture)
     return page
+
+
+def _ring(draw: ImageDraw.ImageDraw, y: float, x: float, radius: float, width: int) -> None:
+    """A white ring in a black one, seen on any ground."""
+    r = radius + width
+    draw.ellipse((x - r, y - r, x + r, y + r), outline="#000000", width=3 * width)
+    draw.ellipse((x - radius, y - radius, x + radius, y + radius), outline="#ffffff", width=width)
 
 
 def rgba(pixels: Any) -> np.ndarray:
@@ -326,7 +336,5 @@ def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, x: float, 
     draw.rectangle((*at, at[0] + side - 1, at[1] + side - 1), fill="#eceef1")
     sheet.paste(picture, at, picture)
     if crop.peak:
-        cy, cx, r = at[1] + crop.peak[0] * side, at[0] + crop.peak[1] * side, 4 * zoom
-        draw.ellipse((cx - r - 1, cy - r - 1, cx + r + 1, cy + r + 1), outline="#000000", width=zoom + 2)
-        draw.ellipse((cx - r, cy - r, cx + r, cy + r), outline="#ffffff", width=zoom)
+        _ring(draw, at[1] + crop.peak[0] * side, at[0] + crop.peak[1] * side, 4 * zoom, zoom)
     write_text(draw, crop.caption, x, y + CELL + 2, 10.5, 4 * CELL, SOFT, zoom)

@@ -20,12 +20,14 @@ from convoscope.data.dataset import Dataset
 from convoscope.network import Network
 from convoscope.units.book_files import Column, LayerEntry
 from convoscope.units.book_index import Exemplar, Label, LayerRows
-from convoscope.units.color import HIGH, color_index
+from convoscope.units.color import AXES, HIGH
 from convoscope.units.counting import Settings
 from convoscope.units.detectors import LayerLabels
+from convoscope.units.duplicates import UnitCorrelation
 from convoscope.units.exemplars import BottomPatches, Patches, QuantilePatches, RandomPatches, TopPatches
 from convoscope.units.histograms import ActivationHistogram, UnitActivity, edges
-from convoscope.units.selectivity import ClassActivity, class_index, class_shares, classes_of
+from convoscope.units.selectivity import ClassActivity, class_shares, classes_of
+from convoscope.units.table import unit_table
 from convoscope.units.tail import Tail
 
 SORTS: dict[str, type[Statistic]] = {
@@ -43,7 +45,7 @@ CLASS_SELECTIVE = 0.5  # the mean for the preferred class is three times that fo
 def statistics(k: int, data: Dataset) -> dict[str, Statistic]:
     """Everything that one pass over the data has to gather."""
     found: dict[str, Statistic] = {name: make(k=k) for name, make in SORTS.items()}  # type: ignore[call-arg]
-    found |= {"histogram": ActivationHistogram(), "activity": UnitActivity()}
+    found |= {"histogram": ActivationHistogram(), "activity": UnitActivity(), "correlation": UnitCorrelation()}
     found |= {"classes": ClassActivity()} if data.classes else {}
     return found | ({"tail": Tail(fraction=LABELING.fraction)} if data.concepts else {})
 
@@ -58,14 +60,18 @@ def measure(
 ) -> dict[str, Tensor]:
     """All numbers of a layer, from its statistics by name; `x` is an input of the size that was swept."""
     numbers = {"histogram_counts": found["histogram"].value(), "histogram_edges": edges()}
-    numbers |= {f"column/{k.replace('-', '_')}": v for k, v in found["activity"].value().items()}
     for sort in SORTS:
         numbers |= {f"{sort}/{k}": v for k, v in patches_of(network, x, address, found[sort].value()).items()}
-    if network.channels == 3:
-        index = color_index(network, data, address, found["top"].value())
-        numbers |= {"column/color_selectivity": index, "column/color_selective": (index >= HIGH).to(torch.int64)}
-    if "classes" in found:
-        numbers |= classes_of_unit(data, found["classes"], found["top"].value())
+    table = unit_table(network, data, address, found, altered=("color",) if network.channels == 3 else ())
+    if "color-index" in table:
+        table["color-selective"] = (table["color-index"] >= HIGH).to(torch.int64)
+    if "class-selectivity" in table:
+        table["class-selective"] = (table["class-selectivity"] > CLASS_SELECTIVE).to(torch.int64)
+    if data.classes:
+        top = found["top"].value()
+        share, which = class_shares(top.values, classes_of(data, top.images))
+        numbers |= {"class/index": which[:, :MOST].contiguous(), "class/share": share[:, :MOST].contiguous()}
+    numbers |= {f"column/{k.replace('-', '_')}": v for k, v in table.items() if k != "top-class"}
     return numbers | ({} if labels is None else labels_of(data, labels))
 
 
@@ -138,20 +144,31 @@ def _middle(field: Any, row: int, column: int, box: Sequence[int]) -> tuple[floa
 # ---- columns
 
 ABOUT = {
-    "minimum": ("lowest", "the lowest activation anywhere"),
+    "class_selectivity": ("class selectivity", "(a - b) / (a + b), a the mean for its best class, b that for the others"),
+    "class_selective": ("class-selective", "1 where the class selectivity is above 0.5"),
+    "preferred_class": ("preferred class", "the class with the highest mean"),
+    "class_index": ("class index", "1 where its strongest pictures are of one class, 0 where all are of different ones"),
+    "class_entropy": ("class entropy", "of its strongest pictures, in bits: 0 where they are of one class"),
+    "top_class_share": ("share of its class", "what share of its strongest activations is from pictures of one class"),
+    "color_index": ("color index", "the share of its activation it loses when its strongest pictures are made gray"),
+    "color_selective": ("color-selective", "1 where the color index is at least 0.25"),
+    "color_axis": ("color axis", "the opponent colors nearest to those of its strongest patches"),
+    "hue": ("hue", "of the mean of its strongest patches, in degrees: red 0, green 120, blue 240"),
+    "hue_strength": ("hue strength", "0 where the mean of its patches has all hues, 1 where it has one"),
+    "opponent_strength": ("opponent strength", "1 where the colors of that mean lie along one axis"),
+    "dead": ("dead", "1 where it never is above zero"),
     "maximum": ("highest", "the highest activation anywhere"),
+    "minimum": ("lowest", "the lowest activation anywhere"),
     "mean": ("mean", "the mean over all images and places"),
     "deviation": ("deviation", "the standard deviation over all images and places"),
-    "responding": ("responding", "the share of images in which it is above zero anywhere"),
-    "dead": ("dead", "1 where it never is above zero"),
-    "class_selectivity": ("class selectivity", "(a - b) / (a + b), a the mean for its best class, b for the others"),
-    "class_index": ("class index", "1 where its strongest pictures are of one class, 0 where all are of different ones"),
-    "color_selectivity": ("color selectivity", "the share of its activation it loses when its strongest pictures are gray"),
-    "color_selective": ("color-selective", "1 where the color selectivity is at least 0.25"),
     "threshold": ("threshold", "its strongest 0.5 % of activations are above this"),
-    "class_selective": ("class-selective", "1 where the class selectivity is above 0.5"),
+    "responding": ("responding", "the share of images in which it is above zero anywhere"),
+    "zero_share": ("zeros", "the share of its activations that are zero"),
+    "near_zero_share": ("near zero", "the share of its activations under 1 % of its largest"),
     "lifetime_sparseness": ("lifetime sparseness", "0 where it answers alike to all images, 1 where to one alone"),
-    "hoyer_sparseness": ("Hoyer sparseness", "0 where it answers alike to all images, 1 where to one alone"),
+    "hoyer_sparseness": ("Hoyer sparseness", "the same by another measure"),
+    "nearest_correlation": ("nearest correlation", "with the unit of its layer that says most nearly the same"),
+    "nearest_unit": ("nearest unit", "the number of that unit"),
 }
 DENSE = (
     Column("label", "text", "label", "the concept it fits best"),
@@ -169,11 +186,13 @@ def columns_for(numbers: Mapping[str, Tensor]) -> list[Column]:
     found = list(DENSE) if "label/index" in numbers else []
     found += CLASS if "class/index" in numbers else ()
     declared = {c.name for c in found}
-    for key, values in numbers.items():
+    order = [f"column/{name}" for name in ABOUT]
+    for key in sorted(numbers, key=lambda k: (order.index(k) if k in order else len(order), k)):
         name = key.removeprefix("column/")
         if name != key and name not in declared:
             title, about = ABOUT.get(name, (name.replace("_", " "), ""))
-            found.append(Column(name, "real" if values.is_floating_point() else "integer", title, about))
+            kind = "text" if name in ("color_axis", "preferred_class") else "integer"
+            found.append(Column(name, "real" if numbers[key].is_floating_point() else kind, title, about))
     return found
 
 
@@ -187,6 +206,9 @@ def rows_of(
     first = [several[0] if several else None for several in labels]
     values: dict[str, Sequence[Any]] = {c.name: [None] * entry.units for c in columns}
     values |= {k.removeprefix("column/"): v.tolist() for k, v in numbers.items() if k.startswith("column/")}
+    for name, words in (("color_axis", AXES), ("preferred_class", classes)):
+        values |= {name: [words[k] if 0 <= k < len(words) else None for k in values[name]]} if name in values else {}
+    values["nearest_unit"] = [None if k is None or k < 0 else k for k in values["nearest_unit"]]
     values |= {
         "label": [x and x.concept for x in first],
         "category": [x and x.category for x in first],

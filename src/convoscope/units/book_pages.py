@@ -269,7 +269,7 @@ def _card(book: "Book", row: Mapping[str, Any], link: Link | None) -> show.Card:
         lines.append(f"closest: {row['label']}, IoU {number(row['iou'])}")
     if unit.classes:
         lines.append(f"{unit.classes[0].name} {100 * unit.classes[0].share:.0f} %")
-    pictures = crops(unit, "top")
+    pictures = [_crop(unit, e, p) for e, p in _pairs(unit, "top")]
     shown = ", ".join(dict.fromkeys(unit.book.image_class(e.image) or "" for e in unit.exemplars["top"])).strip(", ")
     alt = f"The {len(pictures)} places that excite {unit.name} most" + (f", in pictures of {shown}" if shown else "")
     headline = str(row["label"]) if detects else str(row["class"]) if row.get("class_selective") else unit.name
