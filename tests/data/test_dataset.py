@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
 import convoscope as cs
@@ -207,6 +208,25 @@ def test_raw_pixels_give_keys_and_classes_without_reading() -> None:
     assert d.classes == ("a", "b", "c", "d", "e")
     d.picture(2), d.class_of(2), d.segments(2)
     assert source.read == before + 1
+
+
+def test_classes_of_a_batch_that_was_read_cost_no_reading() -> None:
+    read: list[int] = []
+
+    class Plain:
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> tuple[Tensor, int]:
+            read.append(i)
+            return PIXELS[i], i
+
+    d = cs.open_dataset(Plain())
+    read.clear()
+    pictures = [d.picture(i) for i in range(6)]
+    assert [d.class_of(i) for i in range(6)] == [0, 1, 2, 3, 4, 5]
+    assert read == [1, 2, 3, 4, 5]  # row 0 is still there from opening
+    assert len(pictures) == 6
 
 
 def test_dense_labels_of_rows() -> None:

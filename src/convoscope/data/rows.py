@@ -19,6 +19,7 @@ from convoscope.data.dataset import Concept, Dataset, size_of
 
 PICTURE = ("image", "picture", "pixel_values", "img")
 CLASS = ("label", "class", "target", "labels", "fine_label")
+KEPT = 65_536  # classes kept of rows that had to be read for them
 SEGMENTS = ("segments", "segmentation", "mask", "masks", "label_map")
 
 
@@ -45,18 +46,22 @@ class Rows(Dataset):
         self.classes = tuple(classes) or _classes(source)
         self.concepts = concepts_of(concepts)
         self._latest: tuple[int, Item] | None = None
+        self._seen: dict[int, int] = {}  # classes of rows read, which are asked for after a whole batch of pictures
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_latest": None}
+        return {**self.__dict__, "_latest": None, "_seen": {}}
 
     def item(self, i: int) -> Item:
         """Row `i`; the latest is kept, since its picture, class and labels are asked for one after the other."""
         i, latest = self.row(i), self._latest
         if latest is None or latest[0] != i:
             self._latest = latest = (i, _item(self.source[i], self.name))
+            if len(self._seen) >= KEPT:
+                self._seen = {}
+            self._seen[i] = latest[1].label
         return latest[1]
 
     def key(self, i: int) -> str:
@@ -81,7 +86,8 @@ class Rows(Dataset):
             label = _label(known[self.row(i)])
             if label is not None:
                 return label
-        return self.item(i).label
+        label = self._seen.get(self.row(i))
+        return self.item(i).label if label is None else label
 
     def segments(self, i: int) -> Int[Tensor, "layers height width"]:
         item = self.item(i)
