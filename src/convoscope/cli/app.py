@@ -12,6 +12,7 @@ from convoscope.cli import (
     demo,
     dissect,
     explain,
+    feature_maps,
     lists,
     merge,
     report,
@@ -20,6 +21,7 @@ from convoscope.cli import (
     segment,
     unit,
     units,
+    weights,
 )
 
 app = typer.Typer(
@@ -66,5 +68,7 @@ app.command()(color.color)
 app.command()(merge.merge)
 app.command()(atlas.atlas)
 app.command()(concepts.concepts)
+app.command()(weights.weights)
+app.command("feature-maps")(feature_maps.feature_maps)
 app.command()(scenes.scenes)
 app.command()(scenes.train)

@@ -100,7 +100,7 @@ def patch(
 ) -> Float[Tensor, "3 height width"]:
     """The part of a data set's picture that is behind an activation, in pixels 0..1, as the network reads pictures.
 
-    The box is clipped to the picture; with `pad` it is full, gray (0.5) outside of the picture, the unit's center in its middle.
+    The box is clipped to the picture; with `pad` it is full, gray (0.5) outside of the picture, with its center in the middle.
     """
     x = network.read(dataset.picture(image))
     box = image_box(network, address, row, column, x)
