@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import convoscope as cs
 from convoscope.cli.run import run
 from convoscope.show.hues import HueRow, hue_figure, rose
+from convoscope.units.color_study import LayerColors
 
 COLORS = {"red": (1, 0, 0), "cyan": (0, 1, 1), "blue": (0, 0, 1), "gray": (0.6, 0.6, 0.6), "dark": (0.1, 0.1, 0.1)}
 
@@ -54,17 +56,27 @@ def test_the_table_and_the_document(study: cs.ColorStudy) -> None:
     assert dict(zip(study.header, row, strict=True)) == {
         "layer": "1", "units": "5", "excited": "4", "index": "1.00", "not selective": "25 %", "a little": "0 %",
         "selective": "75 %", "opponent": "33 %", "red-cyan": "67 %", "blue-yellow": "33 %", "magenta-green": "0 %",
-        "hue": "red", "off the pictures": "0 %",
+        "hue": "red", "off the others": "",
     }  # fmt: skip
     assert "red-cyan" in str(study)
-    # of the pictures with color one is red, one blue, one half red and half cyan, and so are the three selective units;
-    # the features of the opponent unit are a red column and a cyan one
-    assert study.hues.tolist() == pytest.approx(study.layers[0].hue_shares().tolist(), abs=1e-6)
     document = json.loads(json.dumps(study.to_dict(), allow_nan=False))
     assert document["layers"][0]["each"][4] == {
         "color_index": None, "hue": None, "hue_strength": None, "opponent_strength": None, "axis": None,
     }  # fmt: skip
     assert document["layers"][0]["each"][2]["axis"] == "red-cyan"
+
+
+def test_hues_of_the_selective_and_of_the_others() -> None:
+    hues = torch.zeros(11, 12, dtype=torch.float64)
+    hues[:5, 0] = 0.3
+    hues[5:10, 3], hues[5:10, 0] = 0.01, 0.03
+    none = torch.full((11,), torch.nan)
+    index = torch.tensor([0.5] * 5 + [0.05] * 5 + [0.2])
+    layer = LayerColors("a", index, torch.zeros(11, 3, 1, 1), hues, none, none, none, torch.zeros(11, dtype=torch.int64))
+    assert layer.hue_shares()[0] == 1
+    assert layer.hue_shares(False)[[0, 3]].tolist() == pytest.approx([0.75, 0.25])
+    assert layer.off() == pytest.approx(0.25)
+    assert replace(layer, index=index * 0.1).off() is None
 
 
 def test_the_picture(study: cs.ColorStudy, tmp_path: Path) -> None:

@@ -50,6 +50,6 @@ def color(
         print_json(document | ({"file": str(saved)} if saved else {}))
         return
     screen = console()
-    screen.print(table(found.header, found.rows(), right=found.header[1:-1]))
+    screen.print(table(found.header, found.rows(), right={*found.header} - {"layer", "hue"}))
     if saved:
         screen.print(f"drawn in {saved}")

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from convoscope.show.figure import INK, LINE, MARGIN, PAPER, SOFT, TEXT, TICK, TITLE, text_height, write_text
 from convoscope.show.overlay import as_bytes
 
-NAMES, ROSE, TILE, GAP, SHARE = 190, 84, 62, 6, 10  # points: text, rose, a small picture, between two, height of the bar
+NAMES, ROSE, TILE, GAP, SHARE = 204, 84, 62, 6, 10  # points: text, rose, a small picture, between two, height of the bar
 STEPS = ("#d4d8de", "#e9c27d", "#c8452e")  # not selective, a little, selective
 LEGEND = ("not selective, index under 0.1", "a little", "selective, from 0.25 on")
 SHARP = 4  # pixels that a rose is drawn with for one that is shown
@@ -72,7 +72,7 @@ def _legend(draw: ImageDraw.ImageDraw, y: float, zoom: int) -> None:
         x += 34 + _width(text, zoom)
     write_text(
         draw,
-        "rose: hues of the selective units, red to the right; black arcs: hues of all pictures",
+        "rose: hues of the selective units, red to the right; black arcs: of those not selective",
         x,
         y,
         TICK,

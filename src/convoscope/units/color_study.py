@@ -1,6 +1,5 @@
 """How color is represented in a network: the share of color-selective units in each layer, and their hues."""
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from convoscope.core.errors import ImageError, UnsupportedError, UsageError
+from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.data.dataset import open_dataset
 from convoscope.engine.run import sweep
 from convoscope.files import check_writable, replaced
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 BINS = 12
-LOOKED_AT = 256  # pictures whose own hues are counted, at most
+FEW = 5  # units that are too few to compare their hues
 SHOWN = 10  # neuron features of each layer in the picture
 DRAWN = 96  # pixels of a neuron feature at most
 
@@ -59,11 +58,25 @@ class LayerColors:
         high, low = int(self.selective.sum()), int((self.index < color.LOW).sum())
         return tuple(n / max(1, self.alive) for n in (low, self.alive - low - high, high))  # type: ignore[return-value]
 
-    def hue_shares(self) -> Float[Tensor, "bins"]:
-        """The hues of the color-selective units, each unit counting the same; the first bin is centered on red."""
-        rows = self.hues[self.selective]
-        rows = rows / rows.sum(1, keepdim=True).clamp(min=torch.finfo(rows.dtype).tiny)
+    def hue_shares(self, selective: bool = True) -> Float[Tensor, "bins"]:
+        """Hues of the units that are selective for color, or of those that are not; the first bin is centered on red.
+
+        Each unit counts the same. All zero where there are no such units.
+        """
+        rows = self.hues[self.selective if selective else self.index < color.LOW]
+        total = rows.sum(1, keepdim=True)
+        rows = (rows / total)[total[:, 0] > 0]
         return rows.mean(0) if len(rows) else rows.new_zeros(self.hues.shape[1])
+
+    def off(self) -> float | None:
+        """How far the hues of the selective units are off those of the others, 0 to 1: half the sum of differences.
+
+        The mean of any patches has the hues of the data; only what differs from it speaks of the units. None where fewer
+        than `FEW` units are on either side.
+        """
+        if min(int(self.selective.sum()), int((self.index < color.LOW).sum())) < FEW:
+            return None
+        return float((self.hue_shares() - self.hue_shares(False)).abs().sum() / 2)
 
     def axis_shares(self) -> dict[str, float]:
         """The share of the color-selective units along each opponent axis."""
@@ -83,10 +96,7 @@ class LayerColors:
 
 @dataclass(frozen=True)
 class ColorStudy:
-    """What `color_study` found: one entry for each layer, in order; `hues` are those of the pictures, each counting the same.
-
-    A neuron feature has the hues of whatever is in the pictures, so those of a layer say something where they differ.
-    """
+    """What `color_study` found: one entry for each layer, in order."""
 
     network_name: str
     network_hash: str
@@ -94,16 +104,11 @@ class ColorStudy:
     images: int
     patches: int
     layers: tuple[LayerColors, ...]
-    hues: Float[Tensor, "bins"]
 
     header = (
         "layer", "units", "excited", "index", "not selective", "a little", "selective", "opponent", *color.AXES, "hue",
-        "off the pictures",
+        "off the others",
     )  # fmt: skip
-
-    def off(self, layer: LayerColors) -> float:
-        """How far the hues of a layer's selective units are off those of the pictures, 0 to 1: half the sum of differences."""
-        return float((layer.hue_shares() - self.hues).abs().sum() / 2)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The table as text; shares of the units excited or, from "opponent" on, of the selective ones."""
@@ -111,11 +116,21 @@ class ColorStudy:
         for layer in self.layers:
             some = bool(layer.selective.any())
             shares = [*layer.shares(), layer.opponent_share(), *layer.axis_shares().values()]
-            off = f"{100 * self.off(layer):.0f} %" if some else ""
+            off = layer.off()
             percent = [f"{100 * s:.0f} %" if some or k < 3 else "" for k, s in enumerate(shares)]
             middle = f"{float(layer.index.nanmedian()):.2f}" if layer.alive else ""
             hue = color.hue_name(360 / BINS * int(layer.hue_shares().argmax())) if some else ""
-            found.append((layer.address, str(len(layer.index)), str(layer.alive), middle, *percent, hue, off))
+            found.append(
+                (
+                    layer.address,
+                    str(len(layer.index)),
+                    str(layer.alive),
+                    middle,
+                    *percent,
+                    hue,
+                    "" if off is None else f"{100 * off:.0f} %",
+                )
+            )
         return found
 
     def __str__(self) -> str:
@@ -129,15 +144,14 @@ class ColorStudy:
             "network": {"name": self.network_name, "hash": self.network_hash},
             "data": {"name": self.dataset_name, "images": self.images},
             "patches": self.patches,
-            "hues": self.hues.tolist(),
-            "layers": [_as_dict(layer) | {"off_the_pictures": self.off(layer)} for layer in self.layers],
+            "layers": [_as_dict(layer) for layer in self.layers],
         }
 
     def image(self) -> "Image.Image":
         """The layers as a picture: shares, hues, and the neuron features of the most color-selective units."""
         from convoscope.show.hues import HueRow, hue_figure
 
-        rows = [_row(layer, HueRow, self.hues.tolist()) for layer in self.layers]
+        rows = [_row(layer, HueRow) for layer in self.layers]
         title = f"How {self.network_name} represents color"
         about = (
             f"The {self.patches} strongest patches of each unit among {self.images:,} pictures of {self.dataset_name}. "
@@ -183,17 +197,7 @@ def color_study(
         hues, axis = color.hue_histogram(features, BINS), color.axis_of(features)
         entries.append(LayerColors(address, index, features, hues, *color.hue_of(features), axis))
         tell("layers")(number + 1, len(found.layers))
-    return ColorStudy(network.name, network.hash, data.name, len(data), patches, tuple(entries), _hues(network, data))
-
-
-def _hues(network: Network, data: Any) -> Float[Tensor, "bins"]:
-    """The mean over pictures, up to `LOOKED_AT` evenly spaced ones, of the shares of their hues."""
-    total = torch.zeros(BINS, dtype=torch.float64)
-    for i in range(0, len(data), -(-len(data) // LOOKED_AT)):
-        with contextlib.suppress(ImageError):
-            row = color.hue_histogram(network.picture(network.read(data.picture(i))), BINS)[0]
-            total += row / row.sum().clamp(min=1e-12)
-    return total / total.sum().clamp(min=1e-12)
+    return ColorStudy(network.name, network.hash, data.name, len(data), patches, tuple(entries))
 
 
 def _as_dict(layer: LayerColors) -> dict[str, Any]:
@@ -215,18 +219,28 @@ def _as_dict(layer: LayerColors) -> dict[str, Any]:
         "opponent": layer.opponent_share(),
         "axes": layer.axis_shares(),
         "hues": layer.hue_shares().tolist(),
+        "hues_of_others": layer.hue_shares(False).tolist(),
+        "off_the_others": layer.off(),
         "each": units,
     }
 
 
-def _row(layer: LayerColors, make: Any, pictures_hues: list[float]) -> Any:
+def _row(layer: LayerColors, make: Any) -> Any:
     none, little, selective = layer.shares()
     excited = "all excited" if layer.alive == len(layer.index) else f"{layer.alive} of them excited"
     facts = [f"{len(layer.index)} units, {excited}"]
     if selective:
-        axes = [f"{name} {100 * s:.0f} %" for name, s in layer.axis_shares().items()]
-        facts += [", ".join(axes[:2]), f"{axes[2]}, opponent {100 * layer.opponent_share():.0f} %"]
+        axes = [f"{100 * s:.0f} % {name}" for name, s in layer.axis_shares().items()]
+        facts += [", ".join(axes[:2]), f"{axes[2]}, {100 * layer.opponent_share():.0f} % opponent"]
     units = layer.strongest()
     pictures = [layer.features[u].permute(1, 2, 0).numpy() for u in units]
     names = [f"{u}: {layer.index[u]:.2f}" for u in units]
-    return make(layer.address, facts, (none, little, selective), layer.hue_shares().tolist(), pictures, names, pictures_hues)
+    return make(
+        layer.address,
+        facts,
+        (none, little, selective),
+        layer.hue_shares().tolist(),
+        pictures,
+        names,
+        layer.hue_shares(False).tolist(),
+    )
