@@ -28,8 +28,11 @@ def concepts(
         list[str] | None,
         typer.Option(metavar="NAME[=DIR]", help="tcav: a label of DATA, or a folder of its pictures; may be repeated."),
     ] = None,
+    least: Annotated[
+        float, typer.Option(min=0, max=1, help="tcav: share of a picture that a label covers where it counts as there.")
+    ] = 0.02,
     random: Annotated[
-        str | None, typer.Option(metavar="DIR", help="tcav: pictures of anything else. Default: those of DATA without them.")
+        str | None, typer.Option(metavar="DIR", help="tcav: pictures of anything. Default: DATA, whatever it shows.")
     ] = None,
     pictures: Annotated[int, typer.Option(min=1, help="At most how many pictures of the class (craft, tcav).")] = 40,
     count: Annotated[int, typer.Option("--concepts", min=1, help="craft: how many concepts to find.")] = 8,
@@ -66,7 +69,8 @@ def concepts(
     common = {"batch_size": 32 if batch_size == "auto" else batch_size, "seed": seed}
     if chosen == "tcav":
         settings = {"runs": runs, "null": null, "correction": correction, **common}
-        document = _tcav(net, dataset, layer, target, concept or [], random, pictures, settings, as_json)
+        sources = _sources(net, dataset, concept or [], least)
+        document = _tcav(net, dataset, layer, target, sources, random, pictures, settings, as_json)
     elif chosen == "craft":
         document = _craft(net, dataset, layer, target, pictures, {"concepts": count, "by": by, **common}, out, as_json)
     else:
@@ -123,24 +127,32 @@ def _craft(
     return {**found.to_dict(), "file": str(out) if out else None}
 
 
+def _sources(net: "Network", dataset: "Dataset", concept: list[str], least: float) -> dict[str, Any]:
+    """The pictures of each concept: a folder, or the rows of the data set whose labels show it."""
+    from convoscope.core.errors import UsageError
+    from convoscope.units.concept_data import rows_showing
+    from convoscope.units.tcav import LEAST
+
+    found: dict[str, Any] = {name: folder for name, equals, folder in (c.partition("=") for c in concept) if equals}
+    for name, rows in rows_showing(net, dataset, [c for c in concept if "=" not in c], least).items():
+        if len(rows) < LEAST:
+            raise UsageError(
+                f"{name!r} covers {least:.2g} of the picture or more in {len(rows)} pictures of {dataset.name}; {LEAST} are "
+                "needed: give more pictures, or a smaller --least"
+            )
+        found[name] = dataset.subset(rows[:200])
+    return found
+
+
 def _tcav(
-    net: "Network", dataset: "Dataset", layer: str, target: str, concept: list[str], random: str | None, limit: int,
+    net: "Network", dataset: "Dataset", layer: str, target: str, sources: dict[str, Any], random: str | None, limit: int,
     settings: dict[str, Any], as_json: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from convoscope.cli.terminal import console, table
-    from convoscope.units.concept_data import rows_showing
-    from convoscope.units.tcav import HEADER, LEAST, tcav
+    from convoscope.units.tcav import HEADER, tcav
 
-    folders = {name: folder for name, equals, folder in (c.partition("=") for c in concept) if equals}
-    labels = [c for c in concept if "=" not in c]
-    shown = rows_showing(net, dataset, labels) if labels else {}
-    sources: dict[str, Any] = {**folders, **{name: dataset.subset(rows[:200]) for name, (rows, _) in shown.items()}}
-    anything: Any = random
-    if random is None:
-        without = set(range(len(dataset))).intersection(*(rows for _, rows in shown.values()))
-        anything = dataset.subset(sorted(without)) if len(without) >= 6 * LEAST else dataset
     aim = None if target == "top" else target if target in net.categories else opt.find_target(net, target)
-    found = tcav(net, _of_target(dataset, target, limit), sources, anything, layer, aim, **settings)
+    found = tcav(net, _of_target(dataset, target, limit), sources, random or dataset, layer, aim, **settings)
     if not as_json:
         console().print(table(HEADER, found.rows()))
         for text in found.notes:

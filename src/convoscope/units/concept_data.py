@@ -49,23 +49,21 @@ def of_class(dataset: Dataset, which: str | int, limit: int = 0) -> list[int]:
     return rows[:limit] if limit else rows
 
 
-def rows_showing(
-    network: Network, dataset: Dataset, names: list[str], least: float = 0.02
-) -> dict[str, tuple[list[int], list[int]]]:
-    """For each concept of the dense labels, by name or "category:name": the rows that show it, and those that do not.
+def rows_showing(network: Network, dataset: Dataset, names: list[str], least: float = 0.02) -> dict[str, list[int]]:
+    """For each concept of the dense labels, by name or "category:name", the rows that show it.
 
-    A row shows it where the label covers a share of at least `least` of the picture as the network reads it; those where it
-    covers less are in neither list. Raises UsageError for names that the labels do not have.
+    A row shows it where the label covers a share of at least `least` of the picture as the network reads it. Raises
+    UsageError for names that the labels do not have.
     """
     numbers = {name: _number(dataset, name) for name in names}
-    found: dict[str, tuple[list[int], list[int]]] = {name: ([], []) for name in names}
-    for i in range(len(dataset)):
+    found: dict[str, list[int]] = {name: [] for name in names}
+    for i in range(len(dataset)) if names else ():
         labels = segments_for(network, dataset, i)
         area = max(1, labels.shape[1] * labels.shape[2])
         for name, number in numbers.items():
-            share = int((labels == number).any(0).sum()) / area
-            if share >= least or share == 0:
-                found[name][share == 0].append(i)
+            covered = int((labels == number).any(0).sum())
+            if covered and covered >= least * area:
+                found[name].append(i)
     return found
 
 

@@ -20,6 +20,7 @@ from convoscope.units.logistic import Fits, gram, logistic
 from convoscope.units.significance import corrected
 
 LEAST = 10  # pictures of a concept
+SETTINGS = "expected at least one concept, 1 run, 19 random concepts, 10 pictures in a run, a penalty above 0, 0 < held_out < 1"
 ALIKE = (
     "at {} the gradient of {} is the same for all pictures: a run scores 0 or 1, for random concepts too; look at the "
     "sensitivity"
@@ -106,25 +107,26 @@ def _p(value: float) -> str:
 
 def tcav(
     network: Network | nn.Module, pictures: Any, concepts: Mapping[str, Any], random: Any, layers: str | Sequence[str],
-    target: Any = None, *, positions: Literal["mean", "all"] = "mean", runs: int = 5, null: int = 199,
+    target: Any = None, *, positions: Literal["mean", "all"] = "mean", runs: int = 5, null: int = 199, per_run: int = 64,
     correction: str = "benjamini-hochberg", penalty: float = 0.01, held_out: float = 0.25, batch_size: int = 32, seed: int = 0,
 ) -> ConceptTests:  # fmt: skip
     """How often, and how surely, a target of `pictures` rises along each concept's activation vector (Kim et al. 2018).
 
-    `concepts` maps names to pictures, `random` are pictures of anything else; each is an input tensor, a list that
-    `network.read` takes, a folder or a data set. `target` is a Target or a list of them (default: the top class of each
-    picture). A concept's vector is normal to the plane by which a logistic regression (with `penalty` on activations of unit
-    variance in all) tells its pictures from as many random ones; `runs` times with others. The null distribution comes from
-    `null` random concepts, pictures drawn from `random`, put through the same procedure; p-values are two-sided ranks among
-    them, so the smallest is 1 / (null + 1). A t-test over runs, as in the paper, would take for proof that runs agree, which
-    they do for a random concept too: they share its pictures.
+    `concepts` maps names to pictures, `random` are pictures of anything; each is an input tensor, a list that `network.read`
+    takes, a folder or a data set. `target` is a Target or a list of them (default: the top class of each picture). A
+    concept's vector is normal to the plane by which a logistic regression (with `penalty` on activations of unit variance in
+    all) tells at most `per_run` of its pictures from as many random ones; `runs` times with others. The null distribution
+    comes from `null` random concepts, pictures drawn from `random`, put through the same procedure; p-values are two-sided
+    ranks among them, so the smallest is 1 / (null + 1). A t-test over runs, as in the paper, would take for proof that runs
+    agree, which they do for a random concept too: they share its pictures. `random` should be like the concepts' pictures but
+    for the concept: what else sets the two apart is tested along with it.
 
     `positions="mean"` averages the layer over positions first, so that a concept's vector has one number per channel and
     concepts may lie anywhere; "all" is the paper's flattened layer. Raises UsageError for too few pictures.
     """
     network = network if isinstance(network, Network) else Network(network)
-    if not concepts or runs < 1 or null < 19 or not 0 < held_out < 1 or penalty <= 0:
-        raise UsageError("expected at least one concept, 1 run, 19 random concepts, a penalty above 0, 0 < held_out < 1")
+    if not concepts or runs < 1 or null < 19 or per_run < LEAST or not 0 < held_out < 1 or penalty <= 0:
+        raise UsageError(SETTINGS)
     corrected(torch.zeros(0), correction)
     x, others = inputs_of(network, pictures), inputs_of(network, random)
     shown = {name: inputs_of(network, source) for name, source in concepts.items()}
@@ -132,7 +134,8 @@ def tcav(
     found = ConceptTests([], {}, [])
     for layer in [layers] if isinstance(layers, str) else layers:
         maps = {name: _flat(activations_of(network, rows, layer, batch_size), positions) for name, rows in shown.items()}
-        space = _Space(maps, _flat(activations_of(network, others, layer, batch_size), positions), penalty, held_out, seed)
+        random_maps = _flat(activations_of(network, others, layer, batch_size), positions)
+        space = _Space(maps, random_maps, penalty, held_out, per_run, seed)
         trials = {name: space.trials(name, runs, null) for name in maps}
         shape = _shape(network, others[:1], layer, positions)
         found.vectors |= {(name, layer): space.vector(own, shape) for name, (own, _) in trials.items()}
@@ -178,7 +181,9 @@ def _text(network: Network, target: Any) -> str:
 class _Space:
     """The activations of all pictures at a layer, known by their inner products; random pictures come last."""
 
-    def __init__(self, maps: Mapping[str, Tensor], random: Tensor, penalty: float, held_out: float, seed: int) -> None:
+    def __init__(
+        self, maps: Mapping[str, Tensor], random: Tensor, penalty: float, held_out: float, per_run: int, seed: int
+    ) -> None:
         self.mean = random.double().mean(0).to(random)
         self.points = torch.cat([*maps.values(), random]) - self.mean
         self.products = gram(self.points)
@@ -188,12 +193,12 @@ class _Space:
         starts = torch.tensor([0, *(len(m) for m in maps.values())]).cumsum(0).tolist()
         self.rows = {name: torch.arange(a, b) for name, a, b in zip(maps, starts, starts[1:], strict=False)}
         self.random = torch.arange(starts[-1], len(self.points))
-        self.penalty, self.held_out, self.seed = penalty, held_out, seed
+        self.penalty, self.held_out, self.per_run, self.seed = penalty, held_out, per_run, seed
         self.known: dict[Any, Any] = {}
 
     def trials(self, name: str, runs: int, null: int) -> tuple["_Trials", "_Trials"]:
         """The concept's own regressions, and those of random concepts of as many pictures."""
-        size = min(len(self.rows[name]), len(self.random) // 2)
+        size = min(len(self.rows[name]), len(self.random) // 2, self.per_run)
         draw = torch.Generator().manual_seed(self.seed)
         own = [(_drawn(self.rows[name], size, draw), _drawn(self.random, size, draw)) for _ in range(runs)]
         if size not in self.known:
@@ -258,9 +263,7 @@ class _Slopes:
         return shares.view(-1, trials.runs), cosines.mean(1).view(-1, trials.runs)
 
 
-def _test(
-    name: str, layer: str, target: str, slopes: _Slopes, own: _Trials, null: _Trials, pictures: int
-) -> ConceptTest:
+def _test(name: str, layer: str, target: str, slopes: _Slopes, own: _Trials, null: _Trials, pictures: int) -> ConceptTest:
     (shares, cosines), (random_shares, random_cosines) = slopes.scores(own), slopes.scores(null)
     return ConceptTest(
         name, layer, target, float(shares.mean()), float(shares.std(correction=0)),
@@ -277,6 +280,4 @@ def _rank(value: Tensor, null: Tensor) -> float:
 def _adjusted(tests: Sequence[ConceptTest], correction: str) -> list[ConceptTest]:
     p, q = (corrected(torch.tensor([getattr(t, n) for t in tests], dtype=torch.float64), correction).tolist()
             for n in ("p", "sensitivity_p"))  # fmt: skip
-    return [
-        ConceptTest(**{**asdict(t), "adjusted": a, "sensitivity_adjusted": b}) for t, a, b in zip(tests, p, q, strict=True)
-    ]
+    return [ConceptTest(**{**asdict(t), "adjusted": a, "sensitivity_adjusted": b}) for t, a, b in zip(tests, p, q, strict=True)]
