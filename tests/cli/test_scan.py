@@ -25,7 +25,7 @@ from convoscope.units.book_strips import Cut, cut_out, window, write_strips
 Cli = Callable[..., Any]
 LAYERS = ["stem", "layer3"]
 SETTINGS: dict[str, Any] = {"exemplars": 3, "crop": 16, "shard_size": 8, "batch_size": 8}
-KILLS = int(os.environ.get("CONVOSCOPE_KILLS", "4"))
+KILLS = int(os.environ.get("CONVOSCOPE_KILLS", "3"))
 
 
 def hashes(folder: Path) -> dict[str, str]:
@@ -99,6 +99,18 @@ def test_strips_show_the_boxes_of_the_index(net: cs.Network, book: Book) -> None
             wanted = np.frombuffer(cut_out(picture, e.box, 16), np.uint8).reshape(16, 16, 4).astype(np.float64)
             seen = wanted[..., 3] > 0
             assert np.abs(strip[:, 16 * k : 16 * k + 16] - wanted)[seen].mean() < 12  # what the encoding loses
+
+
+def test_a_whole_picture_with_the_field_in_it(net: cs.Network, book: Book) -> None:
+    unit = book.unit("layer3:10")
+    e = unit.exemplars["top"][0]
+    drawn = unit.picture(e, net, "scenes:24")
+    zoom = drawn.height / 96
+    assert zoom == 5
+    assert drawn.getpixel((round(e.box[1] * zoom) + 1, round(e.box[0] * zoom) + 30)) == (255, 255, 255)
+    other = cs.Network(torch.nn.Conv2d(3, 2, 1), size=96)
+    with pytest.raises(cs.UsageError, match="is about a network with weights"):
+        unit.picture(e, other, "scenes:24")
 
 
 def test_boxes_are_cut_out_whole() -> None:
@@ -229,6 +241,35 @@ def test_one_channel_layers_without_places_and_no_labels(tmp_path: Path) -> None
     assert "class" not in unit.values
     assert "no dense labels" in made.report()
     assert unit.to_html()
+
+
+def test_pictures_that_cannot_be_read_are_named(net: cs.Network, tmp_path: Path) -> None:
+    for k in range(4):
+        pixels = np.random.default_rng(k).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    (tmp_path / "2.png").write_bytes(b"no picture")
+    made = scan(net, [tmp_path / f"{k}.png" for k in range(4)], "layer1", tmp_path / "book", exemplars=4, crop=16)
+    assert made is not None
+    assert [f["image"] for f in made.manifest["failed"]] == [2]
+    shown = {e.image for several in made.unit("layer1:0").exemplars.values() for e in several}
+    assert shown == {0, 1, 3}
+    assert "1 unreadable" in made.report()
+    assert made.image_name(3).endswith("3.png")
+
+
+def test_one_picture_is_enough(net: cs.Network, tmp_path: Path) -> None:
+    made = scan(net, torch.rand(1, 3, 96, 96), ["input", "layer4", "head"], tmp_path / "book", exemplars=2, crop=16)
+    assert made is not None
+    assert [e.units for e in made.layers] == [3, 96, 10]
+    assert made.layers[0].field == (1, 1)
+    assert len(made.unit("head:3").exemplars["top"]) == 1
+    assert made.report()
+
+
+@pytest.mark.skipif(not os.environ.get("CONVOSCOPE_RAY"), reason="CONVOSCOPE_RAY=1 runs a Ray cluster")
+def test_a_cluster_writes_the_same_book(net: cs.Network, book: Book, tmp_path: Path) -> None:
+    scan(net, "scenes:24", LAYERS, tmp_path / "book", engine="ray", workers=2, **SETTINGS)
+    assert hashes(tmp_path / "book") == hashes(book.folder)
 
 
 # ---- commands

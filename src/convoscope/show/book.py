@@ -329,6 +329,26 @@ def unit_figure(page: UnitPage, zoom: int = 2) -> Image.Image:
     return sheet
 
 
+def boxed(picture: Any, box: tuple[int, int, int, int], peak: tuple[float, float] | None = None) -> Image.Image:
+    """A picture (H, W, 3) with a box (top, left, bottom, right) drawn into it and a ring at a place (y, x), in pixels.
+
+    Small pictures are enlarged by a whole factor, so that lines do not hide what they are about.
+    """
+    from convoscope.show.overlay import as_bytes, enlarged
+
+    pixels = as_bytes(picture)
+    large = enlarged(pixels, 448)
+    zoom = large.shape[0] / pixels.shape[0]
+    found = Image.fromarray(large)
+    draw = ImageDraw.Draw(found)
+    top, left, bottom, right = (v * zoom for v in box)
+    draw.rectangle((left, top, right - 1, bottom - 1), outline="#000000", width=4)
+    draw.rectangle((left + 1, top + 1, right - 2, bottom - 2), outline="#ffffff", width=2)
+    if peak is not None:
+        _ring(draw, peak[0] * zoom, peak[1] * zoom, 8, 2)
+    return found
+
+
 def _place(sheet: Image.Image, draw: ImageDraw.ImageDraw, crop: Crop, x: float, y: float, zoom: int) -> None:
     side = CELL * zoom
     picture = Image.fromarray(rgba(crop.pixels)).resize((side, side), Image.Resampling.BICUBIC)

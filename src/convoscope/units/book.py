@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from convoscope.network import Network
+
 
 class Share(NamedTuple):
     """One class of the pictures, and its share of what the unit gives to its strongest ones, 0 to 1."""
@@ -60,6 +62,20 @@ class Unit:
     def strip(self, sort: str = "top") -> "Image.Image":
         """The exemplars of one sort in a row, receptive fields resized to squares."""
         return self.book.strip(self.layer, self.unit, sort)
+
+    def picture(self, exemplar: Exemplar, network: "Network", dataset: Any) -> "Image.Image":
+        """The whole picture that an exemplar is from, as the network sees it, with the receptive field and its middle.
+
+        `network` and `dataset` are those of the scan. Raises UsageError where the weights are others.
+        """
+        from convoscope.data.dataset import open_dataset
+        from convoscope.show.book import boxed
+
+        wanted, data = self.book.manifest["network"]["hash"], open_dataset(dataset)
+        if network.hash != wanted:
+            raise UsageError(f"this book is about a network with weights {wanted}; got one with {network.hash}")
+        pixels = network.picture(network.read(data.picture(exemplar.image)))[0]
+        return boxed(pixels.permute(1, 2, 0).numpy(), exemplar.box, exemplar.peak)
 
     def image_name(self, exemplar: Exemplar) -> str:
         """The name of the image an exemplar is from."""
@@ -118,6 +134,7 @@ class Book:
         self.columns: list[Column] = files.columns_of(manifest)
         self.layers: list[LayerEntry] = [LayerEntry.from_dict(found) for found in manifest["layers"]]
         self.sorts: tuple[str, ...] = tuple(manifest["sorts"])
+        self._held: tuple[str, dict[str, Tensor]] = "", {}
 
     def __repr__(self) -> str:
         units = sum(e.units for e in self.layers)
@@ -159,7 +176,9 @@ class Book:
 
     def numbers(self, address: str) -> dict[str, "Tensor"]:
         """Everything counted in one layer, as tensors over its units."""
-        return files.load_numbers(files.numbers_path(self.folder, self._layer(address).stem))
+        if self._held[0] != address:  # one layer is kept: its units are asked for one after the other
+            self._held = address, files.load_numbers(files.numbers_path(self.folder, self._layer(address).stem))
+        return dict(self._held[1])
 
     def strip(self, layer: LayerEntry, unit: int, sort: str = "top") -> "Image.Image":
         """One row of a unit's strip."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from convoscope.core.geometry import Field
+from convoscope.core.reach import Reach
 from convoscope.core.record import canonical
 from convoscope.core.statistic import Statistic
 from convoscope.data.dataset import Dataset
@@ -110,7 +111,9 @@ def classes_of_unit(data: Dataset, activity: Any, top: Patches) -> dict[str, Ten
 
 
 def field_of(network: Network, x: Tensor, address: str) -> Field | None:
-    """The receptive field of a layer, under any of its names."""
+    """The receptive field of a layer, under any of its names; a pixel of the input sees itself."""
+    if address == "input":
+        return Field.of(Reach.of_pixels(tuple(x.shape)))
     return network.trace(x).field_of(canonical(network.plain, address))
 
 

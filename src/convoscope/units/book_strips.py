@@ -137,4 +137,4 @@ def _save(pixels: NDArray[np.uint8], path: Path) -> None:
 
     found = Image.fromarray(pixels if (pixels[..., 3] < 255).any() else np.ascontiguousarray(pixels[..., :3]))
     with replaced(path) as partial:
-        found.save(partial, format="WEBP", quality=QUALITY, method=4)
+        found.save(partial, format="WEBP", quality=QUALITY, method=2)
