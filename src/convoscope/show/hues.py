@@ -53,7 +53,7 @@ def hue_figure(rows: Sequence[HueRow], title: str, about: str = "", zoom: int = 
     _legend(draw, y, zoom)
     y = MARGIN + top
     for row, height in zip(rows, heights, strict=True):
-        draw.line((MARGIN * zoom, (y - 10) * zoom, (across - MARGIN) * zoom, (y - 10) * zoom), LINE, 1)
+        draw.line((MARGIN * zoom, (y - 12) * zoom, (across - MARGIN) * zoom, (y - 12) * zoom), LINE, 1)
         _row(page, draw, row, y, zoom)
         y += height
     return page
@@ -61,7 +61,7 @@ def hue_figure(rows: Sequence[HueRow], title: str, about: str = "", zoom: int = 
 
 def _height(row: HueRow) -> float:
     words = 1.3 * TITLE + SHARE + 14 + sum(text_height(f, TICK, NAMES, 2) for f in row.facts)
-    return max(ROSE, words, TILE + 1.3 * TICK + 4) + 22
+    return max(ROSE, words, TILE + 1.3 * TICK + 4) + 28
 
 
 def _legend(draw: ImageDraw.ImageDraw, y: float, zoom: int) -> None:

@@ -232,6 +232,7 @@ def _row(layer: LayerColors, make: Any) -> Any:
     if selective:
         axes = [f"{100 * s:.0f} % {name}" for name, s in layer.axis_shares().items()]
         facts += [", ".join(axes[:2]), f"{axes[2]}, {100 * layer.opponent_share():.0f} % opponent"]
+    others = [] if layer.off() is None else layer.hue_shares(False).tolist()
     units = layer.strongest()
     pictures = [layer.features[u].permute(1, 2, 0).numpy() for u in units]
     names = [f"{u}: {layer.index[u]:.2f}" for u in units]
