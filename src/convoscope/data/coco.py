@@ -196,5 +196,3 @@ def open_listed(path: Path, name: str = "", skip_missing: bool = False) -> Datas
         numbers[layer, list(named)] = row[1:]
     masks = [r.get("mask") or "" for r in rows]
     return Listed(root, [r["file"] for r in rows], masks, concepts, numbers, name or os.path.basename(os.path.abspath(root)))
-
-

@@ -238,7 +238,7 @@ def _files_of(source: Any) -> tuple[Any, ...] | None:
     if pairs and isinstance(samples[0][0], str) and not changed and isinstance(root, str | PathLike):
         places = [os.path.relpath(p, root).replace(os.sep, "/") for p, _ in samples]
         of = [int(k) for _, k in samples]
-        return (lambda name="": Files(root, places, of, _classes(source), name)),
+        return ((lambda name="": Files(root, places, of, _classes(source), name)),)
     return None
 
 
@@ -277,5 +277,3 @@ def _check_first(rows: Rows) -> None:
         )
     if first.segments is not None and not rows.concepts:
         raise UsageError(f"{rows.name} has dense labels; say what they mean with concepts=[...], names for the numbers from 1")
-
-
