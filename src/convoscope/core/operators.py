@@ -14,6 +14,7 @@ from torch.overrides import resolve_name
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from convoscope.core.errors import UnsupportedError
+from convoscope.core.redirected import Kept, Redirect, RedirectEach, Turn
 
 
 def _names(text: str) -> frozenset[str]:
@@ -89,8 +90,8 @@ class Call:
         self.weight: Tensor | None = None
         self.bias: Tensor | None = None
         self._operator, self._settings = func, {}
-        self._keep: Callable[..., _Kept] = _Kept
-        self.kept: _Kept | None = None
+        self._keep: Callable[..., Kept] = Kept
+        self.kept: Kept | None = None
         self._slot = next((i for i, a in enumerate(args) if a is self.x), 0)
         if name in LINEAR:
             self._read_linear(args, kwargs)
@@ -137,11 +138,17 @@ class Call:
 
         `pointwise`: where no gradient arrives, `pull` does not need the value.
         """
-        return _Redirect.apply(self.x, self, pull, pointwise)
+        return Redirect.apply(self.x, self, pull, pointwise)
+
+    def turn(self, pull: Callable[[Tensor], Tensor]) -> Tensor:
+        """As `redirect` for a `pull(gradient)` that looks at neither input nor value: in place where the call is."""
+        if self.inplace and (self.x._is_view() or self.args[0] is not self.x):
+            return self.redirect(lambda call, value, gradient: pull(gradient))
+        return Turn.apply(self.x, self, pull)
 
     def redirect_each(self, pull: "PullEach") -> Tensor:
         """As `redirect`, for a call with several signals: `pull` gives the gradient of each, or None."""
-        return _RedirectEach.apply(self, pull, *self.signals)
+        return RedirectEach.apply(self, pull, *self.signals)
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """The same convolution or linear operator on another input, weight and bias."""
@@ -204,54 +211,8 @@ def _replaced(args: tuple[Any, ...], slot: int, new: Tensor) -> tuple[Any, ...]:
     return (*args[:slot], new, *args[slot + 1 :])
 
 
-def _detached(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach()
-    return type(value)(_detached(v) for v in value) if type(value) in (tuple, list) else value
-
-
 Pull = Callable[[Call, Tensor, Tensor], Tensor]
 PullEach = Callable[[Call, Tensor, Tensor], Sequence[Tensor | None]]
-
-
-class _Kept:
-    """An input or value needed again in the backward pass; copied if the network is about to overwrite it."""
-
-    def __init__(self, tensor: Tensor, pointwise: bool = False) -> None:
-        self.tensor, self.pointwise, self.read = tensor.detach(), pointwise, False
-
-
-class _Redirect(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, call: Call, pull: Pull, pointwise: bool) -> Tensor:
-        value = call.value()
-        ctx.call, ctx.pull = call, pull
-        ctx.x, ctx.value = call._keep(x), call._keep(value, pointwise)
-        call.kept, call._keep = ctx.value, _Kept  # a node that held the rewriter would hold every graph it has seen
-        call.x, call.args, call.signals = x.detach(), _detached(call.args), []  # a node that held the graph would stay
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.call.x = ctx.x.tensor
-        return ctx.pull(ctx.call, ctx.value.tensor, gradients[0]), None, None, None
-
-
-class _RedirectEach(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, call: Call, pull: PullEach, *signals: Tensor) -> Tensor:
-        value = call.value()
-        ctx.call, ctx.pull = call, pull
-        ctx.signals, ctx.value = [call._keep(s) for s in signals], call._keep(value)
-        call.kept, call._keep = ctx.value, _Kept
-        call.x, call.args, call.signals = signals[0].detach(), _detached(call.args), []
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Any:
-        ctx.call.signals = [kept.tensor for kept in ctx.signals]
-        ctx.call.x = ctx.call.signals[0]
-        return None, None, *ctx.pull(ctx.call, ctx.value.tensor, gradients[0])
 
 
 def surrogate(value: Tensor, path: Tensor, scale: Tensor | float = 1.0) -> Tensor:
@@ -279,7 +240,7 @@ class Rewriter:
         self._seen = WeakTensorKeyDictionary()
         self._behind = WeakTensorKeyDictionary()  # what came through a linear operator
         self._values = WeakTensorKeyDictionary()  # value of a redirected call -> what is kept of it
-        self._kept: dict[int, list[weakref.ref[_Kept]]] = {}
+        self._kept: dict[int, list[weakref.ref[Kept]]] = {}
 
     def apply(self, name: str, address: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The value of the call, with the gradient of the rule that covers it."""
@@ -357,8 +318,8 @@ class Rewriter:
             "(gradient, integrated-gradients)"
         )
 
-    def _keep(self, tensor: Tensor, pointwise: bool = False) -> _Kept:
-        kept = _Kept(tensor, pointwise)
+    def _keep(self, tensor: Tensor, pointwise: bool = False) -> Kept:
+        kept = Kept(tensor, pointwise)
         self._kept.setdefault(tensor.untyped_storage().data_ptr(), []).append(weakref.ref(kept))
         return kept
 

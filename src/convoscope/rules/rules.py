@@ -114,7 +114,7 @@ class Rectify(Rule):
     """The positive part of the gradient that arrives, whether the rectifier was open or not (Zeiler and Fergus 2014, 2.1)."""
 
     def __call__(self, call: Call) -> Tensor:
-        return call.redirect(lambda call, value, gradient: gradient.clamp(min=0))
+        return call.turn(lambda gradient: gradient.clamp(min=0))
 
 
 def _normalization(call: Call) -> dict:
