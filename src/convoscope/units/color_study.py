@@ -243,5 +243,5 @@ def _row(layer: LayerColors, make: Any) -> Any:
         layer.hue_shares().tolist(),
         pictures,
         names,
-        layer.hue_shares(False).tolist(),
+        others,
     )
