@@ -27,6 +27,7 @@ from convoscope.show.overlay import as_bytes
 
 HEADING, NAME, TEXT, SMALL = 18, 13.5, 11.5, 9.5
 BETWEEN, ROW = 14, 22  # points between two grids of a group, between rows of groups
+SCALE, PICTURE = BAR + 3 + 1.3 * SMALL, 112  # points: a scale with its numbers, the picture beside the title
 GROUND = "#eef0f2"  # behind pictures that do not fill their tile
 
 
@@ -55,11 +56,12 @@ class Group:
     title: str
     grids: Sequence[Grid]
     note: str = ""
+    scale: Scale | None = None
 
 
 @dataclass(frozen=True)
 class Strip:
-    """The groups, `across` of them in a row; tiles are `side` points wide and high, a fraction of a line between them."""
+    """The groups, `across` of them in a row; tiles are `side` points wide and high. `picture` stands beside the title."""
 
     title: str
     groups: Sequence[Group]
@@ -68,6 +70,7 @@ class Strip:
     across: int = 1
     side: int = 64
     gap: int = 3
+    picture: Tile | None = None
 
 
 # ---- PNG
@@ -90,7 +93,7 @@ def figure(strip: Strip, zoom: int = 2) -> Image.Image:
     for row, head, body in zip(rows, heads, bodies, strict=True):
         for i, group in enumerate(row):
             x = MARGIN + i * (wide + 2 * BETWEEN)
-            _head(ImageDraw.Draw(page), group, x, y, wide, zoom)
+            _head(page, group, x, y, wide, zoom)
             for grid in group.grids:
                 _grid(page, grid, strip, x, y + head, zoom)
                 x += _across(grid, strip) + BETWEEN
@@ -120,8 +123,9 @@ def _height(grid: Grid, strip: Strip) -> float:
 
 
 def _top(page: Image.Image | None, strip: Strip, across: float, zoom: int) -> float:
-    """Draws title, remarks and scale; returns their height."""
-    wide, y = across - 2 * MARGIN, 0.0
+    """Draws title, remarks, scale and picture; returns their height."""
+    beside = PICTURE + BETWEEN if strip.picture is not None else 0
+    wide, y = across - 2 * MARGIN - beside, 0.0
     draw = None if page is None else ImageDraw.Draw(page)
     parts = [(strip.title, HEADING, INK, 6)] if strip.title else []
     for text, size, ink, space in [*parts, *((line, TEXT, SOFT, 2) for line in strip.about)]:
@@ -130,28 +134,37 @@ def _top(page: Image.Image | None, strip: Strip, across: float, zoom: int) -> fl
         y += text_height(text, size, wide, zoom) + space
     if strip.scale is not None:
         if page is not None:
-            _scale(page, strip.scale, MARGIN, MARGIN + y + 8, zoom)
-        y += 8 + BAR + 4 + 1.3 * SMALL * 2
-    return y + 12 if y else 0.0
+            _scale(page, strip.scale, MARGIN, MARGIN + y + 8, wide, zoom)
+        y += 8 + SCALE
+    if strip.picture is not None:
+        if page is not None:
+            _tile(page, strip.picture, across - MARGIN - PICTURE, MARGIN, PICTURE, zoom)
+        y = max(y, PICTURE)
+    return y + 14 if y else 0.0
 
 
-def _scale(page: Image.Image, scale: Scale, x: float, y: float, zoom: int, wide: int = 220) -> None:
+def _scale(page: Image.Image, scale: Scale, x: float, y: float, across: float, zoom: int, wide: int = 200) -> None:
     draw, colors = ImageDraw.Draw(page), bar_colors(scale)
     colors = colors[np.rint(np.linspace(0, len(colors) - 1, wide * zoom)).astype(int)]
     page.paste(Image.fromarray(np.repeat(colors[None], BAR * zoom, axis=0)), (round(x * zoom), round(y * zoom)))
     for at, label in scale.ticks():
         left = x + at * (wide - text_width(label, SMALL, zoom))
         write_text(draw, label, left, y + BAR + 3, SMALL, wide, INK, zoom)
-    write_text(draw, scale.unit, x + wide + 12, y - 2, SMALL, 600, SOFT, zoom)
+    write_text(draw, scale.unit, x + wide + 12, y - 2, SMALL, across - wide - 12, SOFT, zoom)
 
 
-def _head(draw: Any, group: Group, x: float, y: float, wide: float, zoom: int) -> float:
-    down = 0.0
+def _head(page: Image.Image | None, group: Group, x: float, y: float, wide: float, zoom: int) -> float:
+    """Draws heading, remark and scale of a group; returns their height."""
+    down, draw = 0.0, None if page is None else ImageDraw.Draw(page)
     for text, size, ink in ((group.title, NAME, INK), (group.note, SMALL + 1, SOFT)):
         if text:
             if draw is not None:
                 write_text(draw, text, x, y + down, size, wide, ink, zoom)
             down += text_height(text, size, wide, zoom)
+    if group.scale is not None:
+        if page is not None:
+            _scale(page, group.scale, x, y + down + 5, wide, zoom)
+        down += 5 + SCALE
     return down + 5 if down else 0.0
 
 
@@ -191,28 +204,33 @@ def _short(text: str, wide: float, zoom: int) -> str:
 
 def page(strip: Strip, lede: str = "", command: str = "", least: int = 96) -> str:
     """The strip as a page that is complete in one file."""
-    ramp = html.gradient(strip.scale) if strip.scale is not None else ""
-    ticks = [label for _, label in strip.scale.ticks()] if strip.scale is not None else []
+    picture = None if strip.picture is None else _source(strip.picture, 256)
     return html.render(
         "strip.html", title=strip.title, lede=lede, about=strip.about, groups=[_group(g, least) for g in strip.groups],
-        ramp=ramp, ticks=ticks, unit=strip.scale.unit if strip.scale is not None else "", command=command,
-        side=strip.side, gap=strip.gap, style=html.style("page.css", "strip.css"),
+        scale=_legend(strip.scale), command=command, side=strip.side, gap=strip.gap, picture=picture,
+        style=html.style("page.css", "strip.css"),
     )  # fmt: skip
+
+
+def _legend(scale: Scale | None) -> dict[str, Any] | None:
+    if scale is None:
+        return None
+    return {"ramp": html.gradient(scale), "ticks": [label for _, label in scale.ticks()], "unit": scale.unit}
 
 
 def _group(group: Group, least: int) -> dict[str, Any]:
     grids = [{"title": g.title, "columns": g.columns, "tiles": list(_tiles(g, least))} for g in group.grids]
-    return {"title": group.title, "note": group.note, "grids": grids}
+    return {"title": group.title, "note": group.note, "grids": grids, "scale": _legend(group.scale)}
+
+
+def _source(tile: Tile, least: int) -> str:
+    pixels = as_bytes(tile.image)
+    return html.webp(html.fitted(pixels, 256, least), 85) if tile.smooth else _png(pixels)
 
 
 def _tiles(grid: Grid, least: int) -> Iterator[dict[str, Any]]:
     for tile in grid.tiles:
-        pixels = as_bytes(tile.image)
-        if tile.smooth:
-            source = html.webp(html.fitted(pixels, 256, least), 85)
-        else:
-            source = _png(pixels)
-        yield {"source": source, "caption": tile.caption, "smooth": tile.smooth}
+        yield {"source": _source(tile, least), "caption": tile.caption, "smooth": tile.smooth}
 
 
 def _png(pixels: Any) -> str:

@@ -21,6 +21,7 @@ from convoscope.units.fields import field_at
 
 Sort = Literal["strength", "index"]
 ScaleOf = Literal["shared", "each"]
+UNITS = {"shared": "activation, the same for all maps (99.5th percentile)", "each": "of each map's largest activation"}
 
 
 @dataclass(frozen=True)
@@ -109,27 +110,19 @@ def strip_of(
             picture = overlay.colorize(found.values[u].numpy(), limit=limit, signed=found.signed)
         tiles.append(strip.Tile(picture, f"{u}: {number(strengths[u])}", smooth=over))
     photo = strip.Tile(found.picture.permute(1, 2, 0).numpy(), name, smooth=True)
-    side = 104 if over else 72
-    columns = min(len(tiles), 6 if over else 8)
-    return strip.Strip(
-        f"Feature maps of {found.address}", [strip.Group("", [strip.Grid([photo], 1)]), strip.Group("", [strip.Grid(tiles, columns)])],
-        _about(found, order, sort if units is None else "as asked", scale),
-        Scale.of(limits[0] if scale == "shared" else 1.0, found.signed, _unit(scale)), side=side, gap=4,
-    )  # fmt: skip
+    grid = strip.Grid(tiles, min(len(tiles), 6 if over else 8))
+    about = _about(found, order, sort if units is None else "as asked")
+    colors = Scale.of(limits[0] if scale == "shared" else 1.0, found.signed, UNITS[scale])
+    title = f"Feature maps of {found.address}"
+    return strip.Strip(title, [strip.Group("", [grid])], [about], colors, side=104 if over else 72, gap=4, picture=photo)
 
 
 def together(strips: Sequence[strip.Strip]) -> strip.Strip:
-    """Several layers of one picture in one strip: the picture once, then the maps of each with their own scale in words."""
-    first = strips[0]
+    """Several layers of one picture in one strip, each with its own scale."""
     if len(strips) == 1:
-        return first
-    groups = [first.groups[0]]
-    for s in strips:
-        assert s.scale is not None
-        ends = f"{number(s.scale.low)} to {number(s.scale.high)}, {s.scale.unit}"
-        groups.append(replace(s.groups[1], title=s.title, note=f"{s.about[0]} Colors: {ends}."))
-    scale = Scale.of(1.0, any(s.scale.signed for s in strips if s.scale), "of the scale of each layer, given with it")
-    return replace(first, title="Feature maps", groups=groups, about=(), scale=scale)
+        return strips[0]
+    groups = [replace(s.groups[0], title=s.title, note=s.about[0], scale=s.scale) for s in strips]
+    return replace(strips[0], title="Feature maps", groups=groups, about=(), scale=None)
 
 
 def _chosen(found: FeatureMaps, sort: Sort, count: int | None) -> list[int]:
@@ -138,17 +131,13 @@ def _chosen(found: FeatureMaps, sort: Sort, count: int | None) -> list[int]:
     return found.order(sort)[:count].tolist()
 
 
-def _unit(scale: ScaleOf) -> str:
-    return "activation, the same for all maps (99.5th percentile)" if scale == "shared" else "of each map's largest activation"
-
-
-def _about(found: FeatureMaps, order: Sequence[int], sort: str, scale: ScaleOf) -> list[str]:
+def _about(found: FeatureMaps, order: Sequence[int], sort: str) -> str:
     channels, height, width = found.values.shape
     silent = int((found.strength == 0).sum())
     how = {"strength": "strongest first", "index": "in the order of their numbers"}.get(sort, sort)
     shown = f"all {channels} channels" if len(order) == channels else f"{len(order)} of {channels} channels"
     text = f"{found.network}: {shown} of {height} x {width}, {how}; below each its number and largest magnitude."
-    return [text + (f" {silent} are zero everywhere in this picture." if silent else "")]
+    return text + (f" {silent} are zero everywhere in this picture." if silent else "")
 
 
 def rows_of(found: FeatureMaps, units: Sequence[int] | None = None) -> list[dict[str, Any]]:

@@ -69,7 +69,7 @@ class Kernels:
 
 
 def kernels(network: Network, layer: str | None = None, units: Sequence[int] | None = None) -> Kernels:
-    """The kernels of some units (default: all) of a convolution (of any kernel, stride, groups), of a transposed one, or of a linear layer.
+    """The kernels of some units (default: all) of a convolution, also a grouped or transposed one, or of a linear layer.
 
     `layer` defaults to the first layer that has weights. A linear layer that reads the whole input, as that of a perceptron,
     has kernels of the input's size, any other those of one position. Raises AddressError for a layer that is not there,
@@ -165,8 +165,8 @@ def expanded(
     The linear path between the two: rectifiers and other activations taken as identities, max pools as averages, gates as
     constants, which is the product of the weights on the way. With `pictures` (inputs of the network) the mean over them of
     the true gradient instead: every activation has the slope it has on them, on average. The window is the smallest that
-    holds all that is not zero for any unit. (Voss, Goh, Cammarata, Petrov, Schubert and Olah, "Visualizing Weights", Distill 2021,
-    doi 10.23915/distill.00024.007.)
+    holds all that is not zero for any unit. (Voss, Goh, Cammarata, Petrov, Schubert and Olah, "Visualizing Weights", Distill
+    2021, doi 10.23915/distill.00024.007.)
     """
     if pictures is None:
         size = network.size or (224, 224)
