@@ -1,6 +1,8 @@
 """Sweeps in one process: against a plain loop, for any batch and shard size, with pictures of all sorts."""
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -253,3 +255,18 @@ def test_reading_runs_ahead_but_not_far() -> None:
     data = Watched(60)
     cs.sweep(network(), data, Slow(), "head", batch_size=5, shard_size=10)
     assert 0 < max(Watched.furthest) <= 11
+
+
+def test_the_how_to_runs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "how-to" / "sweep.md").read_text(encoding="utf-8")
+    blocks = [b for b in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "photographs/" not in b]
+    assert len(blocks) == 2
+    names: dict[str, Any] = {"__name__": "how_to"}
+    exec(compile("\n".join(blocks).replace("scenes:64", "scenes:8"), "sweep.md", "exec"), names)
+    assert names["found"]["layer4", "alive"].value().max() == 8
+
+
+def test_statistics_get_as_many_rows_as_stay_near(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cs.sweep(network(), Drawn(), all_of(), LAYERS)
+    monkeypatch.setattr("convoscope.engine.shards.CACHED", 1 << 12)
+    assert same(one, cs.sweep(network(), Drawn(), all_of(), LAYERS))

@@ -21,6 +21,7 @@ from convoscope.network import Network
 Pair = tuple[str, str]  # a layer's address, and the name of a statistic
 Row = tuple[int, "Tensor | str"]  # an image's place in the data set, and its input or why it cannot be read
 Hints = Callable[[Collection[Pair]], Mapping[Pair, Statistic]]
+CACHED = 1 << 23  # bytes of a layer that statistics get at once: what one writes, the next still finds near
 READERS = 4  # threads that decode pictures
 
 
@@ -110,17 +111,29 @@ def update(work: Work, statistics: Mapping[Pair, Statistic], batch: list[tuple[i
     with undisturbed(network.plain), torch.no_grad():
         found = record(network.plain, x, layers, head=network.head)
         classes = torch.tensor([int(work.dataset.class_of(i)) for i in places], dtype=torch.int64, device=x.device)
-        samples = Samples(torch.tensor(places, device=x.device), x, classes, work.total)
+        index = torch.tensor(places, device=x.device)
         for layer in layers:
             check_layer(layer, found[layer], len(x))
-        for (layer, _), statistic in statistics.items():
-            statistic.update(found[layer].detach(), samples)
+        for layer in layers:
+            mine = [s for (address, _), s in statistics.items() if address == layer]
+            for rows in _stretches(found[layer]):
+                samples = Samples(index[rows], x[rows], classes[rows], work.total)
+                for statistic in mine:
+                    statistic.update(found[layer][rows].detach(), samples)
+
+
+def _stretches(values: Tensor) -> list[slice]:
+    """All rows, on a CPU as many at a time as stay in its cache while all statistics look at them."""
+    if values.device.type != "cpu":
+        return [slice(None)]
+    size = max(1, CACHED // max(1, values[0].numel() * values.element_size()))
+    return [slice(s, s + size) for s in range(0, len(values), size)]
 
 
 def on_cpu(part: Part) -> Part:
     """The same with all tensors on the CPU, where parts are merged and kept."""
     for pair, statistic in part.statistics.items():
-        if any(t.device.type != "cpu" for t in statistic.state_dict().values()):
+        if statistic.begun and any(getattr(statistic, name).device.type != "cpu" for name in statistic.state):
             moved = {k: t.cpu() for k, t in statistic.state_dict().items()}
             part.statistics[pair] = statistic.fresh().load_state_dict(moved)
     return part

@@ -1,0 +1,172 @@
+"""The page about what sweeps cost, from the numbers of `benchmarks.scan`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+BRODEN, BRODEN_CONCEPTS, IMAGENET = 63_305, 1_197, 1_281_167
+SHARD, CORES = 4096, 16
+FRACTION = 0.005  # the tail of dissection
+
+
+def page(found: dict[str, Any]) -> str:
+    """The whole page in Markdown, with the parts that were measured."""
+    parts = [HEAD.format(machine=found["machine"])]
+    for which, make in (("throughput", _throughput), ("memory", _memory), ("curve", _curve)):
+        parts += [make(found[which])] if which in found else []
+    return "\n\n".join(parts) + "\n"
+
+
+HEAD = """# What a sweep costs
+
+Written by `python -m benchmarks.scan --write docs/cost.md` on {machine}:
+one process, one thread, no GPU. Networks of torchvision at 224 pixels, batches of 32, shards of 256 images. Layers are `layer1`
+to `layer4`, statistics all that the package has: exemplars of four sorts, histograms, activity, class means, correlations
+of every two units, the exact tail of dissection with its spilled maps, and a reservoir for atlases."""
+
+
+def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown, numbers to the right."""
+    align = ["---", *("---:" for _ in heads[1:])]
+    return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in (heads, align, *rows))
+
+
+def _throughput(found: list[dict[str, Any]]) -> str:
+    rows = []
+    for f in found:
+        ms = f["ms"]
+        rows.append((f["network"], f["images"], *(f"{ms[n]:.1f}" for n in ("loop", "sweep")), f"{f['share with reading']:.0%}",
+                     *(f"{ms[n]:.1f}" for n in ("network", "sweep of tensors")), f"{f['share without']:.0%}"))  # fmt: skip
+    heads = ("network", "images", "loop, ms", "sweep, ms", "share", "loop without reading, ms", "sweep of tensors, ms", "share")
+    text = (
+        f"## Throughput\n\nMilliseconds per image, medians of paired rounds over {found[0]['source']}. The bare loop "
+        f"reads the same "
+        "files, runs the network and keeps nothing; the one without reading has its inputs in memory, while the sweep of "
+        "tensors "
+        "still turns pixels into inputs. The share is the loop's time in that of the sweep.\n\n"
+    )
+    return text + table(heads, rows)
+
+
+def _memory(found: dict[str, list[list[float]]]) -> str:
+    rows = []
+    for which, points in found.items():
+        first = points[0][1]
+        rows += [(which, int(n), f"{mb:.0f}", f"{mb / first:.2f}", f"{disk:.0f}") for n, mb, disk in points]
+    return (
+        "## Memory\n\nPeak memory of a process that sweeps so many images into a store (ResNet-18, shards of 32 so that "
+        "the largest "
+        "has thirty and more). All but the exact tail keeps a state of fixed size. The tail keeps half a percent of all "
+        "values of "
+        "every unit, which is what makes its thresholds exact.\n\n"
+        + table(("statistics", "images", "peak, MB", "to the first", "store, MB"), rows)
+    )
+
+
+# ---- the curve
+def fitted(rows: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Seconds per image, seconds per image and million values, and the largest relative error of that."""
+    data = np.array(rows, dtype=float)
+    images, values, spent = data[:, 0], data[:, 1] / 1e6, data[:, 3]
+    matrix = np.stack([images, images * values], 1)
+    (a, b), *_ = np.linalg.lstsq(matrix / spent[:, None], np.ones(len(spent)), rcond=None)
+    return float(a), float(b), float(np.abs(matrix @ [a, b] / spent - 1).max())
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.0f} min" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
+
+
+def _curve(found: dict[str, Any]) -> str:
+    a, b, error = fitted(found["rows"])
+    rows = [(int(n), int(u), f"{v / 1e3:,.0f}", f"{s:.1f}", f"{n * (a + b * v / 1e6):.1f}") for n, v, u, s in found["rows"]]
+    text = [
+        "## The curve\n\nSeconds of whole sweeps against images and units, and what the fit says: each image costs "
+        f"{1000 * a:.1f} ms (reading, network) and {1000 * b:.1f} ms for each million values of its maps (statistics). "
+        f"The largest "
+        f"error of the fit is {error:.0%}. Deep stages are cheap and early ones dear: `layer1` of ResNet-18 has 64 units "
+        f"and half of "
+        "all values.\n",
+        table(("images", "units", "values per image, thousands", "measured, s", "fitted, s"), rows),
+        _concepts(found["labels"])[0],
+        _statistics(found),
+        _extrapolated(found, a, b),
+    ]
+    return "\n\n".join(text)
+
+
+def _concepts(labels: Sequence[Sequence[float]]) -> tuple[str, float, float]:
+    k, spent = np.array(labels).T
+    slope, start = np.polyfit(k, spent, 1)
+    rows = [(int(n), f"{1000 * s:.1f}", f"{1000 * (start + slope * n):.1f}") for n, s in labels]
+    text = (
+        "Dissection counts labels in a second pass over the stored maps, which runs no network. Milliseconds per image "
+        "for the 512 "
+        "units of ResNet-18's `layer4`, two layers of dense labels, with reading the labels and without the null models:\n\n"
+        + table(("concepts", "measured, ms", "fitted, ms"), rows)
+    )
+    return text, float(start), float(slope)
+
+
+def _statistics(found: dict[str, Any]) -> str:
+    small, big = found["small"], found["big"]
+    names = sorted(small["names"], key=lambda n: -small["names"][n])
+    rows = [(n, f"{small['names'][n]:.2f}", f"{big['names'][n]:.2f}") for n in names]
+    rows = [("network", f"{small['network']:.1f}", f"{big['network']:.1f}"), *rows]
+    return (
+        "Milliseconds per image of each statistic on all four stages, in the first batches of a first shard, where "
+        "nothing is known "
+        "yet and most of all has to be looked at:\n\n" + table(("statistic", "ResNet-18", "ResNet-50"), rows)
+    )
+
+
+def _tail(values: dict[str, int], units: dict[str, int], images: int) -> float:
+    """Bytes of the exact tail."""
+    return sum(4 * units[a] * (FRACTION * images * values[a] / units[a] + 1) for a in values)
+
+
+def _extrapolated(found: dict[str, Any], a: float, b: float) -> str:
+    small, big = found["small"], found["big"]
+    reading = a - small["network"] / 1000
+    _, start, slope = _concepts(found["labels"])
+    total = {"ResNet-18": small, "ResNet-50": big}
+    rows = []
+    for name, images, concepts in (
+        ("ResNet-18", BRODEN, BRODEN_CONCEPTS), ("ResNet-50", BRODEN, BRODEN_CONCEPTS), ("ResNet-50", IMAGENET, 0),
+    ):  # fmt: skip
+        one = total[name]
+        values = sum(one["values"].values()) / 1e6
+        labels = (start + slope * concepts) * sum(one["units"].values()) / 512 if concepts else 0.0
+        per_image = max(reading, 0) + one["network"] / 1000 + b * values + labels
+        merging = found["merging"] * -(-images // SHARD) * sum(one["state"].values()) / sum(small["state"].values())
+        tail = size(_tail(one["values"], one["units"], images)) if concepts else "-"
+        what = f"{name} on {'Broden' if concepts else 'ImageNet'}"
+        spent = [hours(images * per_image / cores + merging) for cores in (1, CORES, 8 * CORES)]
+        rows.append((what, f"{images:,}", sum(one["units"].values()), f"{1000 * per_image:.0f}", *spent, hours(merging), tail))
+    heads = (
+        "",
+        "images",
+        "units",
+        "ms per image",
+        "one core",
+        f"{CORES} cores",
+        f"8 machines of {CORES}",
+        "of it merging",
+        "tail",
+    )
+    return (
+        f"## Broden and ImageNet\n\nExtrapolated from the above: Broden with its {BRODEN_CONCEPTS:,} concepts, ImageNet "
+        f"with everything "
+        f"but labels, which it has none of. n machines share the images and merge once, in shards of {SHARD:,}; that "
+        f"cores do not "
+        "slow each other down, and that the store is as fast for all, is assumed. The last column is the memory of exact "
+        "thresholds "
+        "for all four stages at once, which the process that merges needs once and a worker for what it is told of "
+        "earlier shards; "
+        "it grows with images x units x positions, so take early stages one at a time.\n\n" + table(heads, rows)
+    )
