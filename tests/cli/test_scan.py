@@ -24,7 +24,7 @@ from convoscope.units.book_strips import Cut, cut_out, window, write_strips
 
 Cli = Callable[..., Any]
 LAYERS = ["stem", "layer3"]
-SETTINGS: dict[str, Any] = {"exemplars": 3, "crop": 16, "shard_size": 8, "batch_size": 8}
+SETTINGS: dict[str, Any] = {"exemplars": 3, "crop": 16, "draws": 120, "shard_size": 8, "batch_size": 8}
 KILLS = int(os.environ.get("CONVOSCOPE_KILLS", "3"))
 
 
@@ -180,14 +180,7 @@ def test_a_scan_killed_at_any_moment_ends_in_the_same_book(net: cs.Network, book
 
 def _run(net: cs.Network, folder: Path, seconds: float | None = None) -> bool:
     """Scan in a process of its own, killed after some time; whether it came to its end."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            scan(net, "scenes:24", LAYERS, folder, **SETTINGS)
-            code = 0
-        finally:
-            os._exit(code)
+    child = _start(net, folder)
     if seconds is not None:
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
@@ -196,6 +189,18 @@ def _run(net: cs.Network, folder: Path, seconds: float | None = None) -> bool:
         assert os.WEXITSTATUS(status) == 0
         return True
     return False
+
+
+def _start(net: cs.Network, folder: Path) -> int:
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            scan(net, "scenes:24", LAYERS, folder, **SETTINGS)
+            code = 0
+        finally:
+            os._exit(code)
+    return child
 
 
 def test_parts_of_the_images_make_the_same_book(net: cs.Network, book: Book, tmp_path: Path) -> None:
@@ -264,6 +269,13 @@ def test_one_picture_is_enough(net: cs.Network, tmp_path: Path) -> None:
     assert made.layers[0].field == (1, 1)
     assert len(made.unit("head:3").exemplars["top"]) == 1
     assert made.report()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+def test_two_scans_of_one_folder_at_once_write_one_book(net: cs.Network, book: Book, tmp_path: Path) -> None:
+    children = [_start(net, tmp_path / "book") for _ in range(2)]
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0, 0]
+    assert hashes(tmp_path / "book") == hashes(book.folder)
 
 
 @pytest.mark.skipif(not os.environ.get("CONVOSCOPE_RAY"), reason="CONVOSCOPE_RAY=1 runs a Ray cluster")

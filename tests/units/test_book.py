@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import convoscope as cs
+from convoscope.show.book import Histogram, histogram
 from convoscope.units import book_files as files
 from convoscope.units.book import Book, open_book
 from convoscope.units.book_files import Column, LayerEntry
@@ -172,7 +173,8 @@ MANIFEST: dict[str, Any] = {
     "schema": files.SCHEMA, "key": "k", "complete": True, "made_by": "convoscope test",
     "network": {"name": "net", "hash": "ab", "channels": 3, "size": [32, 32], "mean": [0], "std": [1], "categories": []},
     "data": {"name": "data", "images": 6, "classes": ["cat"], "concepts": [{"name": "dog", "category": "object"}]},
-    "settings": {"fraction": 0.005, "iou": 0.04, "chance": 0.01, "draws": 200}, "columns": [files.as_dict(c) for c in COLUMNS], "sorts": ["top"], "crop": 16, "failed": [],
+    "settings": {"fraction": 0.005, "iou": 0.04, "chance": 0.01, "draws": 200},
+    "columns": [files.as_dict(c) for c in COLUMNS], "sorts": ["top"], "crop": 16, "failed": [],
 }  # fmt: skip
 
 
@@ -272,3 +274,29 @@ def test_pages_of_a_book_that_has_little(book: Book, tmp_path: Path) -> None:
     report = book.report()
     assert all(f"layer1:{k}" in report for k in range(3) if not book.unit(f"layer1:{k}").values["dead"])
     assert "http" not in report
+
+
+# ---- histograms
+
+
+def test_a_histogram_is_drawn_from_its_first_to_its_last_bin() -> None:
+    chart = histogram(Histogram([0, 1, 2, 3, 4], [0, 100, 0, 1], [(1.5, "here"), (9, "nowhere")]))
+    assert chart is not None
+    assert [b["text"] for b in chart["bars"]] == ["1 to 2: 100", "3 to 4: 1"]
+    assert [float(b["x"]) for b in chart["bars"]] == pytest.approx([0.4, 640 * 2 / 3 + 0.4], abs=0.01)
+    heights = [float(b["height"]) for b in chart["bars"]]
+    assert heights == pytest.approx([190, 190 * 0.15 / 2.15], abs=0.01)
+    assert [(float(m["x"]), m["text"]) for m in chart["marks"]] == [(pytest.approx(640 / 6, abs=0.1), "here")]
+    assert "101 activations from 1 to 4" in chart["label"]
+
+
+def test_bins_next_to_zero_are_one_and_endless_ones_end() -> None:
+    edges = [-float("inf"), -1000, -0.5, -1e-9, 0, 0, 1e-9, 0.5, 1000, float("inf")]
+    chart = histogram(Histogram(edges, [1, 1, 1, 1, 5, 1, 1, 1, 1]))
+    assert chart is not None
+    expected = ["-2e3 to -1e3: 1", "-1e3 to -0.5: 1", "-0.5 to 0.5: 9", "0.5 to 1e3: 1", "1e3 to 2e3: 1"]
+    assert [b["text"] for b in chart["bars"]] == expected
+    assert histogram(Histogram([0, 1, 2], [0, 0])) is None
+    alone = histogram(Histogram([-1, 0, 0, 1], [0, 7, 0]))
+    assert alone is not None
+    assert [b["text"] for b in alone["bars"]] == ["0 to 0: 7"]

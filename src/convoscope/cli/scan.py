@@ -23,6 +23,9 @@ def scan(
     ] = None,
     exemplars: Annotated[int, typer.Option(min=1, help="Places of each sort that are kept for every unit.")] = 9,
     crop: Annotated[int, typer.Option(min=16, metavar="PIXELS", help="Size of their pictures.")] = 72,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Draws of units that mean nothing, for the p-values of labels; 0 leaves them out.")
+    ] = 200,
     engine: Annotated[Literal["local", "ray"], typer.Option(help="This machine, or a Ray cluster.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Processes that run the network.")] = 1,
     shard: Annotated[
@@ -55,8 +58,8 @@ def scan(
             progress(done, total)
 
         book = write(
-            net, found, layers or ["*"], out, exemplars=exemplars, crop=crop, engine=engine, workers=workers,
-            batch_size=batch_size, shard=shard, progress=tell,
+            net, found, layers or ["*"], out, exemplars=exemplars, crop=crop, draws=draws, seed=seed, engine=engine,
+            workers=workers, batch_size=batch_size, shard=shard, progress=tell,
         )  # fmt: skip
     if as_json:
         print_json(document(out, book, shard))

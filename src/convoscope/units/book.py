@@ -5,6 +5,7 @@ book.units(where="iou>0.04", sort="class-selectivity", limit=10)
 book.unit("layer4:42")
 """
 
+import io
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -103,6 +104,11 @@ class Unit:
         from convoscope.units.book_pages import unit_page
 
         return unit_page(self)
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.figure().save(buffer, "png")
+        return buffer.getvalue()
 
     def figure(self) -> "Image.Image":
         """Pictures, histogram and the main numbers as one picture, for a slide."""

@@ -7,7 +7,6 @@ each sort of exemplars `SORT/values`, `/images`, `/rows`, `/columns` (units, k),
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -31,29 +30,25 @@ from convoscope.units.selectivity import ClassActivity, class_shares, classes_of
 from convoscope.units.table import unit_table
 from convoscope.units.tail import Tail
 
-SORTS: dict[str, type[Statistic]] = {
-    "top": TopPatches,
-    "quantile": QuantilePatches,
-    "random": RandomPatches,
-    "bottom": BottomPatches,
-}
+SORTS = ("top", "quantile", "random", "bottom")
 MOST = 5  # labels and classes kept for each unit
-LABELING = Settings(0.005, 0.04, "category", "centers", ("shifted", "permuted"), 200, 0)
+FRACTION, LIMIT = 0.005, 0.04  # a unit is active in the top fraction, and detects what it has a larger IoU with
 CHANCE = 0.01  # a unit whose IoU chance reaches more often than this is no detector
 CLASS_SELECTIVE = 0.5  # the mean for the preferred class is three times that for the others
 
 
-def statistics(k: int, data: Dataset) -> dict[str, Statistic]:
+def labeling(draws: int, seed: int) -> Settings:
+    """How units are labeled."""
+    return Settings(FRACTION, LIMIT, "category", "centers", ("shifted", "permuted") if draws else (), draws, seed)
+
+
+def statistics(k: int, seed: int, data: Dataset) -> dict[str, Statistic]:
     """Everything that one pass over the data has to gather."""
-    found: dict[str, Statistic] = {name: make(k=k) for name, make in SORTS.items()}  # type: ignore[call-arg]
+    found: dict[str, Statistic] = {"top": TopPatches(k=k), "quantile": QuantilePatches(k=k, seed=seed)}
+    found |= {"random": RandomPatches(k=k, seed=seed), "bottom": BottomPatches(k=k)}
     found |= {"histogram": ActivationHistogram(), "activity": UnitActivity(), "correlation": UnitCorrelation()}
     found |= {"classes": ClassActivity()} if data.classes else {}
-    return found | ({"tail": Tail(fraction=LABELING.fraction)} if data.concepts else {})
-
-
-def settings(data: Dataset) -> dict[str, Any]:
-    """How labels were measured, where there are any."""
-    return asdict(LABELING) | {"chance": CHANCE} if data.concepts else {}
+    return found | ({"tail": Tail(fraction=FRACTION)} if data.concepts else {})
 
 
 def measure(

@@ -242,7 +242,8 @@ def _summary(
     concepts = len({r["label"] for r in rows if r.get("detector")})
     if book.manifest["data"]["concepts"]:
         chance = book.manifest["settings"]["chance"] * entry.units
-        facts += [f"{sum(detectors.values())} detectors of {concepts} concepts", f"{chance:.1f} detectors expected by chance"]
+        facts.append(f"{sum(detectors.values())} detectors of {concepts} concepts")
+        facts += [f"{chance:.1f} detectors expected by chance"] if book.manifest["settings"]["draws"] else []
     cards = [_card(book, row, link) for row in best(list(rows), count)]
     return show.LayerSummary(entry.address, entry.units, dict(detectors), _shares(book, rows), facts, cards, dead)
 
@@ -294,11 +295,14 @@ def _reading(book: "Book") -> list[str]:
     if not book.manifest["data"]["concepts"]:
         return ["The data has no dense labels, so no concepts are named: units are shown by what excites them."]
     s = book.manifest["settings"]
+    tested = (
+        f", and maps that mean nothing, since they are laid over other pictures, reach as much in under "
+        f"{100 * s['chance']:g}\N{NO-BREAK SPACE}% of {s['draws']} draws (p)."
+    )
     return [
         f"A unit detects a concept when its strongest {100 * s['fraction']:g}\N{NO-BREAK SPACE}% of activations cover the "
-        f"concept's pixels: their overlap over their union (IoU), over all images, is above {s['iou']:g}, and maps that mean "
-        f"nothing, since they are laid over other pictures, reach as much in under {100 * s['chance']:g}\N{NO-BREAK SPACE}% of "
-        f"{s['draws']} draws (p)."
+        f"concept's pixels: their overlap over their union (IoU), over all images, is above {s['iou']:g}"
+        + (tested if s["draws"] else ".")
     ]
 
 

@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -38,22 +38,24 @@ Progress = Callable[[str, int, int], None]  # what is done now, how much of it, 
 
 def scan(
     network: Network | nn.Module, dataset: Any, layers: Any, out: str | Path, *, exemplars: int = 9, crop: int = 72,
-    engine: str = "local", workers: int = 1, batch_size: int = 32, shard_size: int = 256,
-    shard: str | tuple[int, int] | None = None, progress: Progress | None = None,
+    draws: int = 200, seed: int = 0, engine: str = "local", workers: int = 1, batch_size: int | Literal["auto"] = 32,
+    shard_size: int = 256, shard: str | tuple[int, int] | None = None, progress: Progress | None = None,
 ) -> Book | None:  # fmt: skip
     """Write the book of `layers` over `dataset` into the folder `out`, and open it.
 
     Every image goes through the network once. A scan that was stopped goes on where it was, and ends in the same bytes.
-    `exemplars` places of each sort are kept for every unit and shown in `crop` pixels. With `shard`, "0/4" to "3/4",
-    only that part of the images is run and None returned: when all parts are there, a scan without it writes the book.
+    `exemplars` places of each sort are kept for every unit and shown in `crop` pixels; `draws` of units that mean nothing say
+    what labels chance gives (0 leaves that out); `seed` is that of the images shown at random and of these draws. With
+    `shard`, "0/4" to "3/4", only that part of the images is run and None returned: when all parts are there, a scan without it
+    writes the book.
     Raises UsageError where the folder holds a finished book of something else.
     """
     network = network if isinstance(network, Network) else Network(network)
     data = open_dataset(dataset)
-    for what, value, least in (("exemplars", exemplars, 1), ("crop", crop, 16)):
+    for what, value, least in (("exemplars", exemplars, 1), ("crop", crop, 16), ("draws", draws, 0), ("seed", seed, 0)):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise UsageError(f"{what} is {value!r}; expected a whole number of at least {least}")
-    job = _Job(network, data, Path(out), exemplars, crop, progress)
+    job = _Job(network, data, Path(out), exemplars, crop, draws, seed, progress)
     job.plan(layers)
     settings = {"engine": engine, "workers": workers, "batch_size": batch_size, "shard_size": shard_size, "shard": shard}
     if shard is not None:  # parts may run side by side: the store keeps them apart
@@ -73,6 +75,8 @@ class _Job:
     folder: Path
     exemplars: int
     crop: int
+    draws: int
+    seed: int
     progress: Progress | None
 
     def plan(self, layers: Any) -> None:
@@ -85,7 +89,9 @@ class _Job:
         digest = hashlib.blake2b(digest_size=16)
         net = self.network
         about = (files.SCHEMA, version("convoscope"), net.hash, net.size, net.mean, net.std, self.addresses)
-        digest.update(repr((*about, self.exemplars, self.crop, self.data.classes, self.data.concepts)).encode())
+        digest.update(
+            repr((*about, self.exemplars, self.crop, self.draws, self.seed, self.data.classes, self.data.concepts)).encode()
+        )
         for i in range(len(self.data)):
             digest.update(f"{self.data.key(i)}\n".encode())
         self.key = digest.hexdigest()
@@ -115,7 +121,7 @@ class _Job:
 
     def sweep(self, settings: dict[str, Any]) -> Sweep:
         """The one pass over the data, or what is missing of it."""
-        gathered = measures.statistics(self.exemplars, self.data)
+        gathered = measures.statistics(self.exemplars, self.seed, self.data)
         settings |= {"store": self.folder / files.STORE, "progress": self.telling("images")}
         return sweep(self.network, self.data, gathered, self.addresses, **settings)
 
@@ -141,7 +147,7 @@ class _Job:
         """The labels of all units by layer, where the data has dense labels."""
         if not self.data.concepts:
             return {}
-        return labeled_layers(self.network, self.data, found, measures.LABELING, self.telling("labels"))
+        return labeled_layers(self.network, self.data, found, measures.labeling(self.draws, self.seed), self.telling("labels"))
 
     def manifest(self, found: Sweep) -> dict[str, Any]:
         """All there is to know of the book but the units."""
@@ -160,7 +166,9 @@ class _Job:
                 "name": data.name, "images": len(data), "classes": list(data.classes),
                 "concepts": [{"name": c.name, "category": c.category} for c in data.concepts],
             },
-            "settings": {"exemplars": self.exemplars, **measures.settings(data)},
+            "settings": {
+                "exemplars": self.exemplars, "chance": measures.CHANCE, **asdict(measures.labeling(self.draws, self.seed)),
+            },
             "layers": [files.as_dict(e) for e in self.entries],
             "columns": [files.as_dict(c) for c in columns],
             "sorts": list(measures.SORTS),
