@@ -134,9 +134,27 @@ def test_every_column_of_the_table_of_units() -> None:
     assert set(expected.split()) <= set(table)
     top: Tensor = table["top-class"][~table["dead"]]
     assert ((top >= 0) & (top < len(data.classes))).all()
+    logits = cs.sweep(network, data, statistics(3), ["head"])  # units without rows and columns
+    of_logits = cs.unit_table(network, data, "head", logits["head"], altered=("color", "orientation", "symmetry"))
+    assert set(of_logits) == set(table)
+    assert (of_logits["color-index"] > 0.1).any()
     plain = cs.unit_table(network, data, "layer1", found["layer1"])
     assert "color-index" not in plain
     with pytest.raises(cs.UsageError, match="did you mean 'color'"):
         cs.unit_table(network, data, "layer1", found["layer1"], altered=("colour",))
     with pytest.raises(cs.UsageError, match="need the strongest patches"):
         cs.unit_table(network, data, "layer1", {}, altered=("color",))
+
+
+def test_the_first_layer_of_a_real_network_divides_its_labor(testdata: Path, torch_home: Path, torchvision: object) -> None:
+    study = cs.color_study(cs.load("torchvision:resnet18"), testdata / "imagenet_samples" / "images", ["conv1"])
+    (layer,) = study.layers
+    blind, between, selective = layer.shares()
+    assert blind > 0.5
+    assert between < 0.1
+    assert selective > 0.2
+    red = int(layer.index.nan_to_num(-1).argmax())
+    assert layer.index[red] > 0.95
+    assert layer.features.shape[2:] == (7, 7)
+    assert layer.off() is not None
+    assert layer.off() > 0.2

@@ -217,6 +217,10 @@ def test_crops_run_alone_say_what_the_whole_picture_says(hidden: Hidden) -> None
     same = [lambda x: x, lambda x: 1 - x]
     alone = crop_readings(net, hidden, "4", patches, same, batch_size=2)
     torch.testing.assert_close(alone[0], patches.values)
-    torch.testing.assert_close(readings(net, hidden, "4", patches, same, batch_size=4), alone)
-    peaks = readings(net, hidden, "4", patches, same[:1], peak=True)[0]
+    torch.testing.assert_close(readings(net, hidden, {"4": patches}, same, batch_size=4)["4"], alone)
+    peaks = readings(net, hidden, {"4": patches}, same[:1], peak=True)["4"][0]
     torch.testing.assert_close(peaks, maps.flatten(2).amax(2).T.gather(1, patches.images))
+    early = Patches(net.module[:2](torch.stack(list(hidden))), 2)
+    both = readings(net, hidden, {"1": early, "4": patches}, same[:1], batch_size=4)
+    torch.testing.assert_close(both["1"][0], early.values)
+    torch.testing.assert_close(both["4"][0], patches.values)

@@ -1,6 +1,6 @@
 """What units say to their strongest pictures when these are changed: made gray, turned, mirrored."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,34 +10,36 @@ from torch import Tensor
 from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.network import Network
-from convoscope.units.neuron_feature import ImagePatches, Window, by_image, cut
+from convoscope.units.neuron_feature import Window, by_image, cut
 
 Change = Callable[[Tensor], Tensor]  # inputs (B, C, H, W) to inputs of the same shape
 
 
-def run(network: Network, x: Tensor, address: str) -> Tensor:
-    """The activations at `address`, for inputs of any size the network takes up to there."""
+def run(network: Network, x: Tensor, addresses: Sequence[str]) -> Mapping[str, Tensor]:
+    """The activations at `addresses`, for inputs of any size the network takes up to there."""
     with undisturbed(network.plain), torch.no_grad():
-        return record(network.plain, x.contiguous(), (address,), head=network.head)[address]
+        return record(network.plain, x.contiguous(), tuple(addresses), head=network.head)
 
 
 def readings(
-    network: Network, dataset: Any, address: str, patches: Any, changes: Sequence[Change], *,
+    network: Network, dataset: Any, patches: Mapping[str, Any], changes: Sequence[Change], *,
     peak: bool = False, batch_size: int = 32,
-) -> Float[Tensor, "changes units patches"]:  # fmt: skip
+) -> dict[str, Float[Tensor, "changes units patches"]]:  # fmt: skip
     """What each unit says at the place of each of its patches, or at its strongest (`peak`), to the whole picture changed.
 
-    What lies outside of a unit's receptive field does not reach it: for changes that leave every pixel in its place, this is
-    what changing the patch alone and putting it back gives, at one run for each picture, whatever the number of units.
-    NaN where there is no patch.
+    `patches` are those of each layer; a picture is run once for all layers. What lies outside of a unit's receptive field
+    does not reach it: for changes that leave every pixel in its place, this is what changing the patch alone and putting it
+    back gives. NaN where there is no patch.
     """
-    found = torch.full((len(changes), *patches.images.shape), torch.nan, dtype=torch.float64)
-    for groups, x in _batches(network, dataset, patches, batch_size):
+    found = {a: torch.full((len(changes), *p.images.shape), torch.nan, dtype=torch.float64) for a, p in patches.items()}
+    groups = {a: {g.image: g for g in by_image(p)} for a, p in patches.items()}
+    for images, x in _batches(network, dataset, sorted({i for g in groups.values() for i in g}), batch_size):
+        here = [(a, group, k) for k, i in enumerate(images) for a, g in groups.items() if (group := g.get(i)) is not None]
         for number, change in enumerate(changes):
-            maps = run(network, change(x), address)
-            for group, one in zip(groups, maps, strict=True):
-                here = _at(one, group.units, group.rows, group.columns, peak)
-                found[number][group.units, group.ranks] = here.double().cpu()
+            maps = run(network, change(x), list(dict.fromkeys(a for a, _, _ in here)))
+            for address, group, k in here:
+                said = _at(maps[address][k], group.units, group.rows, group.columns, peak)
+                found[address][number][group.units, group.ranks] = said.double().cpu()
     return found
 
 
@@ -51,8 +53,8 @@ def crop_readings(
     """
     found = torch.full((len(changes), *patches.images.shape), torch.nan, dtype=torch.float64)
     window: Window | None = None
-    for groups, x in _batches(network, dataset, patches, 1):
-        group = groups[0]
+    for group in by_image(patches):
+        x = network.read(dataset.picture(group.image))
         if window is None or window.picture != tuple(x.shape[2:]):
             window = Window.of(network, x, address)
         first = [-(o // s) for o, s in zip(window.offset, window.stride, strict=True)]  # the first unit that sees no edge
@@ -65,7 +67,7 @@ def crop_readings(
             units, ranks, rows = group.units[mine], group.ranks[mine], which[mine] - part[0]
             for number, change in enumerate(changes):
                 canvas[:, :, edge[0] :, edge[1] :] = change(crops)
-                maps = run(network, canvas, address)
+                maps = run(network, canvas, (address,))[address]
                 here = maps[rows.to(maps.device), units.to(maps.device), first[0], first[1]]
                 found[number][units, ranks] = here.double().cpu()
     return found
@@ -79,16 +81,16 @@ def _at(one: Tensor, units: Tensor, rows: Tensor, columns: Tensor, peak: bool) -
     return one.amax((1, 2))[units] if peak else one[units, rows, columns]
 
 
-def _batches(network: Network, dataset: Any, patches: Any, size: int) -> Iterator[tuple[list[ImagePatches], Tensor]]:
-    """Images that patches are from, with their inputs: neighbors of one shape, at most `size`."""
-    groups: list[ImagePatches] = []
+def _batches(network: Network, dataset: Any, images: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
+    """Images with their inputs: neighbors of one shape, at most `size`."""
+    places: list[int] = []
     inputs: list[Tensor] = []
-    for group in by_image(patches):
-        x = network.read(dataset.picture(group.image))
+    for i in images:
+        x = network.read(dataset.picture(i))
         if inputs and (len(inputs) == size or inputs[0].shape != x.shape):
-            yield groups, torch.cat(inputs)
-            groups, inputs = [], []
-        groups.append(group)
+            yield places, torch.cat(inputs)
+            places, inputs = [], []
+        places.append(i)
         inputs.append(x)
     if inputs:
-        yield groups, torch.cat(inputs)
+        yield places, torch.cat(inputs)

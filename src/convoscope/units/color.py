@@ -5,6 +5,7 @@ along R - (G + B) / 2 and blue-yellow, magenta-green 60 degrees apart. Red is at
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -38,8 +39,15 @@ def color_index(network: Network, dataset: Any, address: str, patches: Any, *, b
     picture serves all units whose patch it has. (Rafegas and Vanrell, "Color encoding in biologically-inspired
     convolutional neural networks", Vision Research 2018. Intensity here, not a principal axis with stretched contrast.)
     """
-    (found,) = readings(network, dataset, address, patches, [lambda x: gray(network, x)], batch_size=batch_size)
-    return lost(patches, found)
+    return color_indexes(network, dataset, {address: patches}, batch_size=batch_size)[address]
+
+
+def color_indexes(
+    network: Network, dataset: Any, patches: Mapping[str, Any], *, batch_size: int = 32
+) -> dict[str, Float[Tensor, "units"]]:
+    """The color index of the units of several layers, from the strongest patches of each; a picture is run once for all."""
+    found = readings(network, dataset, patches, [lambda x: gray(network, x)], batch_size=batch_size)
+    return {address: lost(patches[address], changed) for address, (changed,) in found.items()}
 
 
 def lost(patches: Any, changed: Float[Tensor, "units patches"]) -> Float[Tensor, "units"]:

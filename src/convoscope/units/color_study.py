@@ -176,7 +176,7 @@ def color_study(
 ) -> ColorStudy:  # fmt: skip
     """How color is represented in `layers`: color index and neuron feature of every unit, from its `patches` strongest patches.
 
-    One sweep over the data, then each layer runs the pictures that patches are from once more, in gray. (Rafegas and
+    One sweep over the data, then the pictures that patches are from are run once more, in gray. (Rafegas and
     Vanrell, "Color encoding in biologically-inspired convolutional neural networks", Vision Research 2018.) Raises
     UnsupportedError for a network that takes no color.
     """
@@ -189,11 +189,11 @@ def color_study(
         return lambda done, total: progress(what, done, total) if progress else None
 
     found = sweep(network, data, TopPatches(k=patches), layers, store=store, batch_size=batch_size, progress=tell("pictures"))
+    top = {address: found[address, TopPatches.label()].value() for address in found.layers}
+    indexes = color.color_indexes(network, data, top, batch_size=batch_size)
     entries = []
-    for number, address in enumerate(found.layers):
-        top = found[address, TopPatches.label()].value()
-        features = neuron_features(network, data, address, top, resolution=DRAWN)
-        index = color.color_index(network, data, address, top, batch_size=batch_size)
+    for number, (address, index) in enumerate(indexes.items()):
+        features = neuron_features(network, data, address, top[address], resolution=DRAWN)
         hues, axis = color.hue_histogram(features, BINS), color.axis_of(features)
         entries.append(LayerColors(address, index, features, hues, *color.hue_of(features), axis))
         tell("layers")(number + 1, len(found.layers))

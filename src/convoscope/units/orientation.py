@@ -93,7 +93,7 @@ def _responses(
     if _alone(network, dataset, address, patches, alone):
         found = crop_readings(network, dataset, address, patches, changes, batch_size=2 * batch_size)
     else:
-        found = readings(network, dataset, address, patches, changes, peak=True, batch_size=batch_size)
+        found = readings(network, dataset, {address: patches}, changes, peak=True, batch_size=batch_size)[address]
     there = (patches.images >= 0) & (patches.values > 0)
     return torch.where(there, found.clamp(min=0), 0.0).sum(2).T
 
