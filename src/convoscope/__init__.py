@@ -48,6 +48,11 @@ _PUBLIC = {
     "units.histograms": ["ActivationHistogram", "UnitActivity"],
     "units.selectivity": ["ClassActivity"],
     "units.duplicates": ["UnitCorrelation"],
+    "units.reservoir": ["Reservoir", "Sample"],
+    "units.tcav": ["tcav"],
+    "units.discovered": ["discover"],
+    "units.sparse_autoencoder": ["SparseAutoencoder", "train_sparse_autoencoder"],
+    "units.atlas": ["Atlas", "atlas"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],

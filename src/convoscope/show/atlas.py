@@ -144,7 +144,7 @@ def page(sheet: Sheet) -> str:
         sheet=sheet,
         rows=rows,
         columns=columns,
-        tiles=[_tile(t, share, color, first) for t, share, color in parts],
+        tiles=[_tile(t, share, color, first, sheet.target) for t, share, color in parts],
         ramp=html.gradient(scale) if scale else "",
         ticks=[text.replace("-", "\N{MINUS SIGN}") for _, text in scale.ticks()] if scale else [],
         style=html.style("page.css", "atlas.css"),
@@ -152,13 +152,13 @@ def page(sheet: Sheet) -> str:
     )
 
 
-def _tile(tile: Tile, share: float, color: Any, first: tuple[int, int]) -> dict[str, Any]:
+def _tile(tile: Tile, share: float, color: Any, first: tuple[int, int], target: str) -> dict[str, Any]:
     strip = [as_bytes(e) for e in tile.exemplars]
     icon = as_bytes(tile.icon)
     own = not any(icon is e or np.array_equal(icon, e) for e in strip[:1])
     text = f"{tile.count:,} activation{'' if tile.count == 1 else 's'}"
     text += f"; {tile.share:.0%} from {tile.name}" if tile.name else ""
-    text += f"; {number(tile.effect)}".replace("-", "\N{MINUS SIGN}") if tile.effect is not None else ""
+    text += f"; {number(tile.effect)} to {target}".replace("-", "\N{MINUS SIGN}", 1) if tile.effect is not None else ""
     return {
         "row": tile.row - first[0] + 1,
         "column": tile.column - first[1] + 1,

@@ -156,7 +156,8 @@ def discover(
                                "behind a ReLU (net.layers() lists them)")  # fmt: skip
     rows = values.mean((2, 3)) if values.dim() == 4 else values
     amounts, basis = factorized(rows, min(concepts, *rows.shape))
-    left = (rows.cpu().double() - amounts @ basis).square().sum() / rows.double().square().sum().clamp(min=1e-300).cpu()
+    known = rows.cpu().double()
+    left = (known - amounts @ basis).square().sum() / known.square().sum().clamp(min=1e-300)
     indices, scores, rebuilt, aim = _importance(network, x[:ranked], layer, target, basis, designs, residual, batch_size, seed)
     order = indices.mean(0).argsort(descending=True, stable=True)
     return Concepts(

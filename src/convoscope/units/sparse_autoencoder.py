@@ -101,8 +101,9 @@ class SparseAutoencoder:
             latents = self.encode(part)
             used |= (latents > 0).any(0).cpu()
             active += int((latents > 0).sum())
-            error += float((self.decode(latents) - part).double().square().sum())
-        total = float((rows.double() - rows.double().mean(0)).square().sum())
+            error += float((self.decode(latents) - part).cpu().double().square().sum())
+        known = rows.cpu().double()
+        total = float((known - known.mean(0)).square().sum())
         explained = 1 - error / total if total else math.nan
         return Report(explained, active / len(rows), float((~used).double().mean()), len(rows))
 
@@ -201,7 +202,7 @@ def train_sparse_autoencoder(
         )
     train, rest = values[:kept], values[kept:]
     center = train.mean(0)
-    scale = float((train - center).double().square().sum(1).mean().sqrt()) or 1.0
+    scale = float((train - center).cpu().double().square().sum(1).mean().sqrt()) or 1.0
     model = _Model(values.shape[1], latents, k, torch.Generator().manual_seed(seed)).to(values.device)
     _fit(model, (train - center) / scale, _Plan(epochs, batch_size, learning_rate, auxiliary, dead_after, seed), progress)
     settings = {"latents": latents, "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}

@@ -184,7 +184,7 @@ class _Space:
     def __init__(
         self, maps: Mapping[str, Tensor], random: Tensor, penalty: float, held_out: float, per_run: int, seed: int
     ) -> None:
-        self.mean = random.double().mean(0).to(random)
+        self.mean = random.cpu().double().mean(0).to(random)
         self.points = torch.cat([*maps.values(), random]) - self.mean
         self.products = gram(self.points)
         self.scale = float(self.products.diagonal()[-len(random) :].mean().clamp(min=1e-30))
