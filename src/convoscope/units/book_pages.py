@@ -1,6 +1,6 @@
 """A book and its units as pages: what stands there, in words and numbers. How it is drawn is in `show.book`."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ ROWS = {
     "random": ("At random", "Images drawn by chance, the same for every unit, each where it responds most."),
     "bottom": ("Weakest", "The places where it is lowest, of as many images; of many equal ones some by chance."),
 }
+ALIKE = 0.95  # units of this correlation are as good as the same
 Link = Callable[[str], str]  # from the name of a unit to where its page is; "" for none
 
 
@@ -244,8 +245,19 @@ def _summary(
         chance = book.manifest["settings"]["chance"] * entry.units
         facts.append(f"{sum(detectors.values())} detectors of {concepts} concepts")
         facts += [f"{chance:.1f} detectors expected by chance"] if book.manifest["settings"]["draws"] else []
+    facts += _remarks(rows)
     cards = [_card(book, row, link) for row in best(list(rows), count)]
     return show.LayerSummary(entry.address, entry.units, dict(detectors), _shares(book, rows), facts, cards, dead)
+
+
+def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The opponent axes of color-selective units, and how many units say what another says."""
+    axes = Counter(r["color_axis"] for r in rows if r.get("color_selective") and r.get("color_axis"))
+    alike = sum(1 for r in rows if (r.get("nearest_correlation") or 0.0) >= ALIKE)
+    found = (
+        ["colors: " + ", ".join(f"{axis} {n}" for axis, n in sorted(axes.items(), key=lambda i: (-i[1], i[0])))] if axes else []
+    )
+    return found + ([f"{alike} units say nearly what another says (correlation from {ALIKE:g})"] if alike else [])
 
 
 def _shares(book: "Book", rows: Sequence[Mapping[str, Any]]) -> list[show.Share]:

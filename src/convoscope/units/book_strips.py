@@ -67,16 +67,15 @@ def write_strips(
         return
     each = int(np.prod(cuts[0].images.shape[1:])) * size * size * 4
     at_once = max(1, scratch_bytes // max(each, 1))
-    done = 0
     for start in range(0, len(missing), at_once):
         units = missing[start : start + at_once]
-        _write_round(folder, _Round(cuts, units, size), pixels, scratch)
-        done += len(units)
-        if progress:
-            progress(done, len(missing))
+        tell = None if progress is None else lambda done, before=start: progress(before + done, len(missing))
+        _write_round(folder, _Round(cuts, units, size), pixels, scratch, tell)
 
 
-def _write_round(folder: Path, job: _Round, pixels: Callable[[int], NDArray[np.uint8]], scratch: Path) -> None:
+def _write_round(
+    folder: Path, job: _Round, pixels: Callable[[int], NDArray[np.uint8]], scratch: Path, tell: Callable[[int], None] | None
+) -> None:
     from PIL import Image
 
     crop_bytes = job.size * job.size * 4
@@ -92,6 +91,8 @@ def _write_round(folder: Path, job: _Round, pixels: Callable[[int], NDArray[np.u
                 sorts, ranks = job.cuts[c].images.shape[1:]
                 sheet = np.frombuffer(raw, np.uint8).reshape(sorts, ranks, job.size, job.size, 4).transpose(0, 2, 1, 3, 4)
                 _save(sheet.reshape(sorts * job.size, ranks * job.size, 4), strip_path(folder, job.cuts[c].entry.stem, u))
+                if tell is not None:
+                    tell(k + 1)
     finally:
         scratch.unlink(missing_ok=True)
 
