@@ -108,6 +108,9 @@ def test_windows_and_crops(pictures: Pictures) -> None:
     assert (window.size, window.stride, window.offset, window.whole) == ((5, 5), (2, 2), (-2, -2), (False, False))
     assert window.corners(torch.tensor([0, 3]), torch.tensor([1, 0])).tolist() == [[-2, 0], [4, -2]]
     assert Window.of(network, x, "2").whole == (True, True)
+    assert Window.of(network, x, "output").whole == (True, True)
+    pixel = Window.of(network, x, "input")
+    assert (pixel.size, pixel.stride, pixel.offset, pixel.picture) == ((1, 1), (1, 1), (0, 0), (16, 16))
     crops = cut(pictures[0], torch.tensor([[-2, 0], [14, 15]]), (4, 3))
     assert torch.equal(crops[0, :, 2:], pictures[0][:, :2, :3])
     assert (crops[0, :, :2] == 0).all()
