@@ -114,9 +114,7 @@ def chance(
 class _Trial:
     """The best intersection over union of each unit and category, with maps and labels as they are or as chance has them."""
 
-    def __init__(
-        self, points: Points, labels: Labels, address: str, units: int, category: Tensor, categories: int
-    ) -> None:
+    def __init__(self, points: Points, labels: Labels, address: str, units: int, category: Tensor, categories: int) -> None:
         self.grid, self.labels, self.units = points.grid, labels, units
         parts = points.active.get(address) or [(torch.zeros(0, dtype=torch.int64),) * 3]
         self.unit, self.picture, self.point = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -137,7 +135,7 @@ class _Trial:
             down = torch.randint(rows, (pictures,), generator=random)[self.picture]
             right = torch.randint(columns, (pictures,), generator=random)[self.picture]
             point = (point // columns + down) % rows * columns + (point % columns + right) % columns
-        found = self.labels.rows[other[self.picture] * (rows * columns) + point]
+        found = self.labels.at(other[self.picture], point)
         present = len(self.labels.concepts)
         both = torch.bincount((unit[:, None] * present + found).reshape(-1), minlength=self.units * present)
         both = both.view(self.units, present)[:, 1:].double()

@@ -51,14 +51,20 @@ class Tail(Statistic):
 
     # ---- tensors kept
     @property
+    def begun(self) -> bool:
+        """Whether it has seen anything; asked for every batch, so without putting together what was kept."""
+        return hasattr(self, "_kept")
+
+    @property
     def largest(self) -> Float[Tensor, "kept units"]:
         """The largest values of each unit, falling; -inf below those of units that have fewer."""
         self._compact()
-        return self._largest
+        found = self._kept.sort(1, descending=True).values.T.contiguous()
+        return found[: int((found > -torch.inf).any(1).sum())]
 
     @largest.setter
     def largest(self, values: Tensor) -> None:
-        self._largest, self._pending = values, []
+        self._kept, self._pending, self._blocks = values.T.contiguous(), [], []
         self._waiting = torch.zeros(values.shape[1], dtype=torch.int64, device=values.device)
 
     @property
@@ -104,17 +110,18 @@ class Tail(Statistic):
         if not self.begun:
             self._begin(maps, samples)
         self._check(maps, samples)
-        lowest = maps.amin((0, 2, 3))
+        lowest = maps.flatten(2).amin(2).amin(0)
         if bool(lowest.isnan().any()):
             unit = int(lowest.isnan().nonzero()[0])
             raise UnsupportedError(f"unit {unit} is not a number somewhere in images {samples.index.tolist()[:3]} and on")
-        self._move(maps.device)
+        self._start(maps.device)
         self.smallest = torch.minimum(self.smallest, lowest)
         self.images += len(maps)
         self._rows.append(samples.index.cpu())
-        above = maps > self._floor()[:, None, None]
-        if self._keep(maps, above):
-            above = maps > self._floor()[:, None, None]
+        above = maps > self._floor[:, None, None]
+        if self._keep(maps, above, self._floor):
+            self._floor = torch.maximum(self.bound, self._kth())
+            above = maps > self._floor[:, None, None]
         self._spill(maps, above, samples.index)
 
     def hint(self, earlier: "Tail") -> None:
@@ -132,8 +139,8 @@ class Tail(Statistic):
         self._rows, self._cells, self._levels = [], [], []
 
     def _check(self, maps: Tensor, samples: Samples) -> None:
-        if maps.shape[1] != self._largest.shape[1]:
-            raise UsageError(f"expected a batch of channels (B, {self._largest.shape[1]}, ...); got shape {tuple(maps.shape)}")
+        if maps.shape[1] != len(self._kept):
+            raise UsageError(f"expected a batch of channels (B, {len(self._kept)}, ...); got shape {tuple(maps.shape)}")
         if list(maps.shape[2:]) != self.grid.tolist():
             raise UsageError(
                 f"maps of {_by(self.grid.tolist())} units before and {_by(maps.shape[2:])} now: thresholds count the values "
@@ -142,50 +149,54 @@ class Tail(Statistic):
         if samples.total != int(self.total):
             raise UsageError(f"a data set of {int(self.total)} images before and of {samples.total} now")
 
-    def _move(self, device: torch.device) -> None:
-        """State that was loaded continues on the device of the batch."""
+    def _start(self, device: torch.device) -> None:
+        """State that was loaded or merged continues on the device of the batch, with a floor: what no threshold is below."""
         if self.smallest.device != device:
             self.smallest, self.bound = self.smallest.to(device), self.bound.to(device)
             self.largest = self.largest.to(device)
+        if getattr(self, "_floor_of", None) is not self.bound or self._floor.device != device:
+            self._floor, self._floor_of = torch.maximum(self.bound, self._kth()), self.bound
 
     def _kth(self) -> Tensor:
-        largest = self.largest
-        return largest[self.kept - 1] if len(largest) >= self.kept else torch.full_like(self.smallest, -torch.inf)
+        """The smallest of the values kept, where that is all that may be; else -inf."""
+        self._compact()
+        return self._kept.amin(1) if self._kept.shape[1] >= self.kept else torch.full_like(self.smallest, -torch.inf)
 
-    def _floor(self) -> Tensor:
-        """No value up to here can be above the final threshold; from the values compacted so far."""
-        full = len(self._largest) >= self.kept
-        return torch.maximum(self.bound, self._largest[self.kept - 1]) if full else self.bound
-
-    def _keep(self, maps: Tensor, above: Tensor) -> bool:
+    def _keep(self, maps: Tensor, above: Tensor, floor: Tensor) -> bool:
         """Note new values of the tail; whether the floor may have risen."""
         channels = maps.shape[1]
-        units, places = above.transpose(0, 1).flatten(1).nonzero(as_tuple=True)
-        values = maps.transpose(0, 1).flatten(1)[units, places] + 0.0  # no negative zero
-        self._pending.append((units, values))
-        self._waiting += torch.bincount(units, minlength=channels)
-        full = len(self._largest) >= self.kept
+        if bool((floor == -torch.inf).all()):
+            self._blocks.append(maps.transpose(0, 1).flatten(1) + 0.0)  # no negative zero
+            self._waiting += self._blocks[-1].shape[1]
+        else:
+            places = above.reshape(-1).nonzero()[:, 0]
+            units = places // maps[0, 0].numel() % channels
+            self._pending.append((units, maps.reshape(-1)[places] + 0.0))
+            self._waiting += torch.bincount(units, minlength=channels)
         most, mean = int(self._waiting.max()), float(self._waiting.sum()) / channels
-        if most <= self.kept and (mean <= self.kept / 8 if full else mean + len(self._largest) < self.kept):
+        full = self._kept.shape[1] >= self.kept
+        if most <= self.kept and (mean <= self.kept / 4 if full else mean + self._kept.shape[1] < self.kept):
             return False
         self._compact()
         return True
 
     def _compact(self) -> None:
-        if not self._pending:
-            return
-        units = torch.cat([u for u, _ in self._pending])
-        order = units.argsort(stable=True)
-        units, values = units[order], torch.cat([v for _, v in self._pending])[order]
-        starts = self._waiting.cumsum(0) - self._waiting
-        places = torch.arange(len(units), device=units.device) - starts[units]
-        packed = values.new_full((int(self._waiting.max()), self._largest.shape[1]), -torch.inf)
-        packed[places, units] = values
-        self.largest = self._largest_of(torch.cat([self._largest, packed]))
+        if self._pending:
+            units = torch.cat([u for u, _ in self._pending])
+            order = units.argsort(stable=True)
+            units, values = units[order], torch.cat([v for _, v in self._pending])[order]
+            counts = torch.bincount(units, minlength=len(self._kept))
+            places = torch.arange(len(units), device=units.device) - (counts.cumsum(0) - counts)[units]
+            packed = values.new_full((len(self._kept), int(counts.max())), -torch.inf)
+            packed[units, places] = values
+            self._blocks.append(packed)
+        if self._blocks:
+            self._kept = self._largest_of(torch.cat([self._kept, *self._blocks], 1))
+            self._pending, self._blocks = [], []
+            self._waiting.zero_()
 
-    def _largest_of(self, values: Tensor) -> Tensor:
-        found = values.topk(min(self.kept, len(values)), 0).values
-        return found[: int((found > -torch.inf).any(1).sum())]
+    def _largest_of(self, values: Float[Tensor, "units values"]) -> Float[Tensor, "units kept"]:
+        return values.topk(self.kept, 1, sorted=False).values if values.shape[1] > self.kept else values
 
     def _spill(self, maps: Tensor, above: Tensor, index: Tensor) -> None:
         images, units = above.flatten(2).any(2).nonzero(as_tuple=True)
@@ -208,7 +219,7 @@ class Tail(Statistic):
                 if mine != theirs:
                     raise UsageError(f"tails of {what.format(mine)} here and {what.format(theirs)} there do not merge")
             device = self.smallest.device
-            self.largest = self._largest_of(torch.cat([self.largest, other.largest.to(device)]))
+            self.largest = self._largest_of(torch.cat([self.largest, other.largest.to(device)]).T).T
             self.smallest = torch.minimum(self.smallest, other.smallest.to(device))
             self.bound = torch.maximum(self.bound, other.bound.to(device))
             self.images = self.images + other.images.to(self.images.device)

@@ -17,37 +17,58 @@ AREAS = ("category", "overlap")
 class Labels:
     """The dense labels of some pictures of one size, ready to be counted against any number of layers.
 
-    `rows` holds the labels of every pixel (picture * height * width + pixel), as places in `concepts`, the ascending numbers
-    of those that occur; place 0 is no label. A pixel that has one concept in two layers has it once.
+    `flat` `(pictures, layers, pixels)` holds the labels as data sets give them, 0 for nothing and k + 1 for concept k; a pixel
+    that has one concept in two layers has it once. `concepts` are the labels that occur, rising, with 0 before them, `places`
+    says where a label stands in them, and `totals` counts the pixels of each in each picture.
     """
 
-    rows: Int[Tensor, "pixels layers"]
+    flat: Int[Tensor, "pictures layers pixels"]
     concepts: Int[Tensor, "present"]
-    pictures: int
+    places: Int[Tensor, "labels"]
     totals: Int[Tensor, "pictures present"]
 
     @classmethod
     def of(cls, labels: Int[Tensor, "pictures layers height width"]) -> Self:
-        """Labels as data sets give them: 0 is nothing, k + 1 is concept k."""
-        pictures, layers = labels.shape[:2]
-        flat = labels.flatten(2).to(torch.int64, copy=True)
-        for later in range(1, layers):
-            for earlier in range(later):
-                flat[:, later][flat[:, later] == flat[:, earlier]] = 0
-        concepts = torch.cat([flat.new_zeros(1), flat.reshape(-1)]).unique()
-        table = flat.new_zeros(int(concepts[-1]) + 1)
-        table[concepts] = torch.arange(len(concepts), device=flat.device)
-        places = table[flat]
-        keys = places + len(concepts) * torch.arange(pictures, device=flat.device)[:, None, None]
-        totals = torch.bincount(keys.reshape(-1), minlength=pictures * len(concepts)).view(pictures, -1)
-        totals[:, 0] = 0
-        return cls(places.transpose(1, 2).reshape(pictures * flat.shape[2], layers), concepts, pictures, totals)
+        """Labels as data sets give them."""
+        flat = _once(labels.flatten(2))
+        pictures, most = len(flat), 1 + (int(flat.max()) if flat.numel() else 0)
+        keys = flat + torch.arange(0, pictures * most, most, device=flat.device, dtype=flat.dtype)[:, None, None]
+        counts = torch.bincount(keys.reshape(-1), minlength=pictures * most).view(pictures, most)
+        counts[:, 0] = 0
+        there = counts.any(0)
+        there[0] = True
+        concepts = there.nonzero()[:, 0]
+        return cls(flat, concepts, there.cumsum(0) - 1, counts[:, concepts])
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return len(self.flat)
+
+    def at(self, pictures: Int[Tensor, "n"], pixels: Int[Tensor, "n"]) -> Int[Tensor, "n layers"]:
+        """The places in `concepts` of the labels of some pixels."""
+        _, layers, size = self.flat.shape
+        first = pictures * (layers * size) + pixels
+        found = self.flat.reshape(-1)[first[:, None] + torch.arange(0, layers * size, max(size, 1), device=first.device)]
+        return self.places[found.long()]
 
     def present(self, category: Int[Tensor, "concepts"], categories: int) -> Bool[Tensor, "pictures categories"]:
         """Which pictures have a label of which category."""
         found = self.totals.new_zeros(self.pictures, categories)
         found.index_add_(1, category[self.concepts[1:] - 1], self.totals[:, 1:])
         return found > 0
+
+
+def _once(flat: Int[Tensor, "pictures layers pixels"]) -> Int[Tensor, "pictures layers pixels"]:
+    """A label that a pixel has in an earlier layer is not repeated."""
+    copied = False
+    for later in range(1, flat.shape[1]):
+        for earlier in range(later):
+            again = (flat[:, later] == flat[:, earlier]) & (flat[:, later] > 0)
+            if bool(again.any()):
+                flat, copied = (flat if copied else flat.clone()), True
+                flat[:, later][again] = 0
+    return flat
 
 
 class Tally:
@@ -66,7 +87,7 @@ class Tally:
         if area not in AREAS:
             raise UsageError(f"no rule of areas {area!r}; expected 'category' or 'overlap'")
         self.category, self.rule = category.cpu(), area
-        self.both = torch.zeros(2, units, len(category), dtype=torch.int64)
+        self.both = torch.zeros(2, len(category), units, dtype=torch.int64).transpose(1, 2)  # concepts are added one by one
         self.area = torch.zeros(2, units, categories, dtype=torch.int64)
         self.label = torch.zeros(2, len(category), dtype=torch.int64)
 
@@ -76,10 +97,10 @@ class Tally:
     ) -> None:  # fmt: skip
         """Count some pictures: all their active pixels (unit, picture, pixel), their labels and the half each belongs to."""
         count, channels, categories = labels.pictures, self.both.shape[1], self.area.shape[2]
-        size, category, present = len(labels.rows) // count, self.category.to(units.device), len(labels.concepts)
+        category, present = self.category.to(units.device), len(labels.concepts)
         where = pictures * channels + units
         active = torch.bincount(where, minlength=count * channels).view(count, channels)
-        found = labels.rows[pictures * size + pixels]  # (active, layers)
+        found = labels.at(pictures, pixels)  # (active, layers)
         if self.rule == "category":
             told = labels.present(category, categories)[:, None].expand(-1, channels, -1)
         else:
@@ -90,9 +111,9 @@ class Tally:
         area = active[:, :, None] * told
         split = half.to(units.device)
         kinds = labels.concepts[1:].cpu() - 1
-        keys = (split[pictures] * channels + units)[:, None] * present + found
-        both = torch.bincount(keys.reshape(-1), minlength=2 * channels * present).view(2, channels, present)
-        self.both[:, :, kinds] += both[:, :, 1:].cpu()
+        keys = (split[pictures] * (present * channels) + units)[:, None] + found * channels
+        both = torch.bincount(keys.reshape(-1), minlength=2 * channels * present).view(2, present, channels)
+        self.both.transpose(1, 2).index_add_(1, kinds, both[:, 1:].cpu())
         for h in (0, 1):
             self.area[h] += area[split == h].sum(0).cpu()
             self.label[h, kinds] += labels.totals[split == h].sum(0)[1:].cpu()

@@ -6,6 +6,7 @@ last bit; and no such value is above both ends, whatever the rounding.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Self
 
 import torch
@@ -55,6 +56,20 @@ class Axis:
         """On a device, weights in a type."""
         tables = (self.starts, self.lengths, self.before)
         return type(self)(self.units, self.pixels, *(t.to(device) for t in tables), self.weights.to(device, dtype))
+
+    def line(self, gaps: Int[Tensor, "n"]) -> tuple[Bool[Tensor, "n longest"], Float[Tensor, "n longest"]]:
+        """`before` and `weights` of some gaps; one line for all where they are the same between all units, since beyond the
+        outermost centers any weight will do."""
+        if self.even:
+            return self.before[1:2], self.weights[1:2]
+        return self.before[gaps], self.weights[gaps]
+
+    @cached_property
+    def even(self) -> bool:
+        """Whether pixels lie alike between any two units."""
+        inner = slice(1, self.units)
+        alike = (self.weights[inner] == self.weights[1]).all() & (self.before[inner] == self.before[1]).all()
+        return bool(alike & (self.lengths[inner] == self.weights.shape[1]).all())
 
     @property
     def inside(self) -> Bool[Tensor, "gaps longest"]:
@@ -121,37 +136,40 @@ class Placing:
         interpolated; memory is that of the pixels found.
         """
         own = self.to(maps.device, maps.dtype)
-        which, i, j = _gaps(maps > thresholds[:, None, None])
-        filled = (own.rows.lengths[i] > 0) & (own.columns.lengths[j] > 0)
-        which, i, j = which[filled], i[filled], j[filled]
+        over = maps > thresholds[:, None, None]
+        live = over.flatten(1).any(1).nonzero()[:, 0]
+        which, i, j = _gaps(over[live])
+        filled = (own.rows.lengths > 0)[i] & (own.columns.lengths > 0)[j]
+        which, i, j = live[which[filled]], i[filled], j[filled]
         piece = max(1, PIECE // max(1, own.rows.weights.shape[1] * own.columns.weights.shape[1]))
         parts = [own._piece(maps, thresholds, *p) for p in zip(which.split(piece), i.split(piece), j.split(piece), strict=True)]
-        if not parts:
-            return which, which
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat([p for p, _ in parts]), torch.cat([p for _, p in parts])
 
     def _piece(self, maps: Tensor, thresholds: Tensor, which: Tensor, i: Tensor, j: Tensor) -> tuple[Tensor, Tensor]:
         """Active pixels of some gaps (map, gap of rows, gap of columns)."""
         h, w = maps.shape[1:]
-        top, bottom = which * h + (i - 1).clamp(min=0), which * h + i.clamp(max=h - 1)
         sides = torch.stack([(j - 1).clamp(min=0), j.clamp(max=w - 1)], 1)
-        flat = maps.reshape(-1)
-        before, after = flat[(top * w)[:, None] + sides][:, None], flat[(bottom * w)[:, None] + sides][:, None]  # (gaps, 1, 2)
-        nearer = torch.where(self.rows.before[i][:, :, None], before, after)
-        lines = nearer + self.rows.weights[i][:, :, None] * (after - before)  # (gaps, rows, 2)
-        left, right = lines[:, :, :1], lines[:, :, 1:]
-        nearer = torch.where(self.columns.before[j][:, None], left, right)
-        values = nearer.add_(self.columns.weights[j][:, None] * (right - left))
-        active = values > thresholds[which][:, None, None]
-        tall, wide = active.shape[1:]
-        if int(self.rows.lengths.min()) < tall or int(self.columns.lengths.min()) < wide:
-            active &= self.rows.inside[i][:, :, None] & self.columns.inside[j][:, None]
-        found = active.reshape(-1).nonzero()[:, 0]
-        gap = found // (tall * wide)
-        within = found - gap * (tall * wide)
-        row = within // wide
-        corner = self.rows.starts[i] * self.columns.pixels + self.columns.starts[j]
-        return which[gap], corner[gap] + row * self.columns.pixels + (within - row * wide)
+        flat, limit = maps.reshape(-1), thresholds[which]
+        before = flat[((which * h + (i - 1).clamp(min=0)) * w)[:, None] + sides][:, None]  # (gaps, 1, 2)
+        after = flat[((which * h + i.clamp(max=h - 1)) * w)[:, None] + sides][:, None]
+        nearer, weights = self.rows.line(i)
+        lines = torch.where(nearer[:, :, None], before, after)
+        lines = lines.add_(weights[:, :, None] * (after - before))  # (gaps, rows, 2): what is left and right of a row
+        gap, row = (lines > limit[:, None, None]).any(2).nonzero(as_tuple=True)
+        there = row < self.rows.lengths[i][gap]
+        gap, row = gap[there], row[there]
+        left, right = lines[gap, row].unbind(1)
+        j = j[gap]
+        nearer, weights = self.columns.line(j)
+        values = torch.where(nearer, left[:, None], right[:, None])
+        values.add_(weights * (right - left)[:, None])
+        line, column = (values > limit[gap][:, None]).nonzero(as_tuple=True)
+        there = column < self.columns.lengths[j][line]
+        line, column = line[there], column[there]
+        first = (self.rows.starts[i[gap]] + row) * self.columns.pixels + self.columns.starts[j]
+        return which[gap][line], first[line] + column
 
 
 def _gaps(above: Bool[Tensor, "maps h w"]) -> tuple[Tensor, Tensor, Tensor]:
