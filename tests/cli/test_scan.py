@@ -231,6 +231,18 @@ def test_a_folder_holds_one_book(net: cs.Network, book: Book, tmp_path: Path) ->
             scan(net, "scenes:24", LAYERS, tmp_path / "new", **wrong)
 
 
+def test_what_is_lost_is_made_again(net: cs.Network, book: Book, tmp_path: Path) -> None:
+    folder = tmp_path / "book"
+    folder.mkdir()
+    (folder / ".manifest.json.1.partial").write_text("{")  # what a scan leaves that is killed in its first moment
+    scan(net, "scenes:24", LAYERS, folder, **SETTINGS)
+    assert hashes(folder) == hashes(book.folder)
+    for name in ("strips/01-layer3/00007.webp", "index.sqlite", "numbers/00-stem.safetensors"):
+        (folder / name).unlink()
+        scan(net, "scenes:24", LAYERS, folder, **SETTINGS)
+        assert hashes(folder) == hashes(book.folder)
+
+
 def test_one_channel_layers_without_places_and_no_labels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     parts = [torch.nn.Conv2d(1, 4, 5, stride=2), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(4 * 36, 3)]

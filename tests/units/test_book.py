@@ -250,12 +250,12 @@ def test_damaged_parts_are_named(tmp_path: Path) -> None:
     files.strip_path(folder, "00-layer1", 0).write_bytes(b"no picture")
     files.numbers_path(folder, "01-fc").write_bytes(b"\x00" * 20)
     book = open_book(folder)
-    with pytest.raises(cs.UsageError, match=r"00000.webp' is missing or damaged; scan again"):
+    with pytest.raises(cs.UsageError, match=r"00000.webp' is missing or damaged; remove it and run the same scan again"):
         book.unit("layer1:0").strip()
-    with pytest.raises(cs.UsageError, match=r"01-fc.safetensors' is missing or damaged; scan again"):
+    with pytest.raises(cs.UsageError, match=r"01-fc.safetensors' is missing or damaged; remove it and run the same scan again"):
         book.unit("fc:0")
     (folder / files.INDEX).write_bytes(b"SQLite format 3\x00 and no more")
-    with pytest.raises(cs.UsageError, match=r"index.sqlite' is missing or damaged; scan again"):
+    with pytest.raises(cs.UsageError, match=r"index.sqlite' is missing or damaged; remove it and run the same scan again"):
         open_book(folder).units()
     (folder / files.INDEX).unlink()
     with pytest.raises(cs.UsageError, match=r"index.sqlite' is missing or damaged"):

@@ -171,7 +171,7 @@ class Book:
         number = self.layers.index(entry)
         row = [r for r in self.units([f"layer={entry.address}", f"unit={unit}"]) if r["layer"] == entry.address]
         if not row:
-            raise UsageError(f"the index of {str(self.folder)!r} misses {name}: it is damaged; scan again to make it anew")
+            raise UsageError(f"the index of {str(self.folder)!r} misses {name}: it is damaged; remove it and scan again")
         values = {k: v for k, v in row[0].items() if k not in ("layer", "unit")}
         numbers = self.numbers(entry.address)
         edges, counts = numbers["histogram_edges"], numbers["histogram_counts"][unit]
@@ -197,7 +197,7 @@ class Book:
             with Image.open(path) as opened:
                 whole = opened.convert("RGBA")
         except (OSError, UnidentifiedImageError):
-            raise UsageError(f"{str(path)!r} is missing or damaged; scan again to make it anew") from None
+            raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again") from None
         row, size = self.sorts.index(sort), self.manifest["crop"]
         return whole.crop((0, row * size, whole.width, (row + 1) * size))
 

@@ -117,4 +117,4 @@ def load_numbers(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError):
-        raise UsageError(f"{str(path)!r} is missing or damaged; scan again to make it anew") from None
+        raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again") from None

@@ -141,7 +141,7 @@ def connect(path: Path) -> sqlite3.Connection:
         connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro&immutable=1", uri=True, check_same_thread=False)
         connection.execute("SELECT count(*) FROM layers").fetchone()
     except sqlite3.Error:
-        raise UsageError(f"{str(path)!r} is missing or damaged; scan again to make it anew") from None
+        raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again") from None
     connection.create_function("folded", 1, lambda text: None if text is None else str(text).casefold(), deterministic=True)
     return connection
 

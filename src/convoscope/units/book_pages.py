@@ -243,11 +243,15 @@ def _summary(
     concepts = len({r["label"] for r in rows if r.get("detector")})
     if book.manifest["data"]["concepts"]:
         chance = book.manifest["settings"]["chance"] * entry.units
-        facts.append(f"{sum(detectors.values())} detectors of {concepts} concepts")
+        facts.append(f"{_count(sum(detectors.values()), 'detector')} of {_count(concepts, 'concept')}")
         facts += [f"{chance:.1f} detectors expected by chance"] if book.manifest["settings"]["draws"] else []
     facts += _remarks(rows)
     cards = [_card(book, row, link) for row in best(list(rows), count)]
     return show.LayerSummary(entry.address, entry.units, dict(detectors), _shares(book, rows), facts, cards, dead)
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -257,7 +261,7 @@ def _remarks(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     found = (
         ["colors: " + ", ".join(f"{axis} {n}" for axis, n in sorted(axes.items(), key=lambda i: (-i[1], i[0])))] if axes else []
     )
-    return found + ([f"{alike} units say nearly what another says (correlation from {ALIKE:g})"] if alike else [])
+    return found + ([f"{_count(alike, 'unit')} as good as another (correlation from {ALIKE:g})"] if alike else [])
 
 
 def _shares(book: "Book", rows: Sequence[Mapping[str, Any]]) -> list[show.Share]:

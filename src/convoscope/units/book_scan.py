@@ -109,15 +109,22 @@ class _Job:
                         "give another folder, or remove it"
                     )
                 self.clean()
-                return True
+                if self.whole():
+                    return True
             if not same:
                 for name in (files.NUMBERS, files.STRIPS):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 (self.folder / files.INDEX).unlink(missing_ok=True)
-        elif any(p.name not in (files.STORE, LOCK) for p in self.folder.iterdir()):
+        elif any(p.name not in (files.STORE, LOCK) and p.suffix != ".partial" for p in self.folder.iterdir()):
             raise UsageError(f"{str(self.folder)!r} is not empty and holds no book; give another folder")
         files.write_manifest(self.folder, {"schema": files.SCHEMA, "key": self.key, "complete": False})
         return False
+
+    def whole(self) -> bool:
+        """Whether every file of the book is there."""
+        wanted = [self.folder / files.INDEX, *(files.numbers_path(self.folder, e.stem) for e in self.entries)]
+        wanted += [files.strip_path(self.folder, e.stem, u) for e in self.entries for u in range(e.units)]
+        return all(path.exists() for path in wanted)
 
     def sweep(self, settings: dict[str, Any]) -> Sweep:
         """The one pass over the data, or what is missing of it."""
