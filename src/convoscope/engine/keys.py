@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,13 +41,21 @@ def described(value: Any) -> Any:
     if isinstance(value, Tensor):
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         return ["tensor", str(value.dtype), list(value.shape), hashlib.blake2b(raw, digest_size=12).hexdigest()]
+    if isinstance(value, type):
+        return [value.__module__, value.__qualname__]
+    if isinstance(value, np.ndarray):
+        return ["array", str(value.dtype), list(value.shape), hashlib.blake2b(value.tobytes(), digest_size=12).hexdigest()]
+    if isinstance(value, MethodType):
+        return [described(value.__func__), described(value.__self__)]
     if isinstance(value, FunctionType):
         cells = [c.cell_contents for c in value.__closure__ or ()]
         return [value.__module__, value.__qualname__, _code(value.__code__), described(cells), described(value.__defaults__)]
     if hasattr(value, "key") and hasattr(value, "picture") and hasattr(value, "__len__"):  # a data set
         return [type(value).__qualname__, value.name, len(value), [repr(c) for c in getattr(value, "concepts", ())]]
-    if is_dataclass(value) and not isinstance(value, type):
+    if is_dataclass(value):
         return [type(value).__qualname__, {f.name: described(getattr(value, f.name)) for f in fields(value)}]
+    if type(value).__repr__ is object.__repr__ and hasattr(value, "__dict__"):  # which would say nothing of its settings
+        return [type(value).__qualname__, described(vars(value))]
     return plain_repr(value)
 
 
