@@ -113,7 +113,7 @@ def test_what_has_no_kernels_says_so() -> None:
     nested = cs.Network(nn.Sequential(chain()), size=48)
     with pytest.raises(cs.UnsupportedError, match=r"no kernels; the layers inside of it that do: 0.0, 0.3, 0.5"):
         filters.kernels(nested, "0")
-    with pytest.raises(cs.AddressError, match="layer '0.33' does not exist; did you mean '0.3'"):
+    with pytest.raises(cs.AddressError, match=r"layer '0.33' does not exist; did you mean '0.3'"):
         filters.kernels(nested, "0.33")
     with pytest.raises(cs.UsageError, match="has 8 units, numbered from 0; there is no 8"):
         filters.kernels(NET, "0", [8])

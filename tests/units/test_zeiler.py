@@ -1,6 +1,8 @@
 """Zeiler's pictures: every projection against one explanation at a time, cropped to what the unit sees."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -105,3 +107,22 @@ def test_what_cannot_be_projected() -> None:
         zeiler.project(NET, DATA, "7", best(), [0])
     with pytest.raises(cs.UsageError, match="unit 4 was not projected; there are 0"):
         zeiler.project(NET, DATA, "4", best(), [0])[4]
+
+
+def test_the_document_runs() -> None:
+    path = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "look-at-units.md"
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile("\n".join(blocks), path.name, "exec"), names)
+    assert len(names["crops"]) == 9
+    assert len(names["picture"].groups) == 4
+    assert names["channel"] == 4
+
+
+def test_the_folder_offers_its_functions() -> None:
+    import convoscope.units as units
+
+    assert units.project is zeiler.project
+    assert units.image_box is fields.image_box
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        units.nothing  # noqa: B018

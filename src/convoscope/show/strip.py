@@ -13,7 +13,6 @@ from convoscope.show import html
 from convoscope.show.figure import (
     BAR,
     INK,
-    LINE,
     MARGIN,
     PAPER,
     SOFT,

@@ -126,15 +126,18 @@ class TopPatches(Statistic):
 
     def _candidates(self, found: Tensor, peaks: Tensor, images: Tensor, units: Tensor, width: int) -> tuple[Tensor, Tensor]:
         """Values and places (pairs, n) of the best of each map `found` (pairs, positions)."""
+        count = min(self.per_image or self.k, self.k, found.shape[1])
+        if count == 1:
+            at = self._spot(found == peaks[:, None], images, units)
+            return peaks[:, None], ((images << 32) + (at // width << 16) + at % width)[:, None]
         at = torch.arange(found.shape[1], device=found.device)
         places = (images << 32)[:, None] + (at // width << 16) + at % width
-        count = min(self.per_image or self.k, self.k, len(at))
-        order = self._order(places, units[:, None])
-        if count == 1:
-            first = torch.where(found == peaks[:, None], order, NONE).argmin(1, keepdim=True)
-            return peaks[:, None], places.gather(1, first)
-        values, _, places = _best(found, order, count, places)
+        values, _, places = _best(found, self._order(places, units[:, None]), count, places)
         return values, places
+
+    def _spot(self, peak: Tensor, images: Tensor, units: Tensor) -> Tensor:
+        """Which of the positions (pairs, positions) where an image is at its best counts."""
+        return peak.byte().argmax(1)  # the first
 
     def _enter(self, units: Tensor, values: Tensor, places: Tensor) -> None:
         """Take in what was found: rows `(pairs, n)`, sorted by unit."""
@@ -185,6 +188,11 @@ class BottomPatches(TopPatches):
 
     def _turn(self, images: Tensor, units: Tensor) -> Tensor:
         return (mixed(mixed((units + 1) * GAMMA) + (images + 1) * GAMMA) >> 33) & (IMAGES - 1)
+
+    def _spot(self, peak: Tensor, images: Tensor, units: Tensor) -> Tensor:
+        equal = peak.cumsum(1, dtype=torch.int32)
+        drawn = mixed(mixed((units + 1) * GAMMA) + (images + 1) * GAMMA) & (IMAGES - 1)  # other bits than those of the turn
+        return torch.searchsorted(equal, (drawn % equal[:, -1] + 1).to(torch.int32)[:, None])[:, 0]
 
     def _order(self, places: Tensor, units: Tensor) -> Tensor:
         low = mixed(mixed((units + 1) * GAMMA) + (places + 1) * GAMMA) & LOW

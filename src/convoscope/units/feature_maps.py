@@ -26,7 +26,7 @@ UNITS = {"shared": "activation, the same for all maps (99.5th percentile)", "eac
 
 @dataclass(frozen=True)
 class FeatureMaps:
-    """The activations `(channels, h, w)` of a layer for one picture, and the picture `(3, H, W)`, pixels 0..1, as it was read."""
+    """The activations `(channels, h, w)` of a layer for one picture, and the picture as it was read, pixels 0..1."""
 
     network: str
     address: str
@@ -104,10 +104,8 @@ def strip_of(
     limits, strengths = found.limit(order, scale).tolist(), found.strength.tolist()
     tiles = []
     for u, limit in zip(order, limits, strict=True):
-        if over:
-            picture = found.over(u, limit)
-        else:
-            picture = overlay.colorize(found.values[u].numpy(), limit=limit, signed=found.signed)
+        alone = overlay.colorize(found.values[u].numpy(), limit=limit, signed=found.signed) if not over else None
+        picture = found.over(u, limit) if alone is None else alone
         tiles.append(strip.Tile(picture, f"{u}: {number(strengths[u])}", smooth=over))
     photo = strip.Tile(found.picture.permute(1, 2, 0).numpy(), name, smooth=True)
     grid = strip.Grid(tiles, min(len(tiles), 6 if over else 8))

@@ -16,7 +16,7 @@ from convoscope.files import check_writable, replaced, write_text
 from convoscope.method import explain, method_of
 from convoscope.network import Network
 from convoscope.show import overlay, strip
-from convoscope.targets import Channel, Neuron
+from convoscope.targets import Neuron
 from convoscope.units.exemplars import Patches
 from convoscope.units.fields import Box, ImageBox, box_in, by_image, cropped, field_at
 
@@ -57,8 +57,8 @@ class Projections:
         """Units in rows: on the left the projections, on the right the patches, in the same places."""
         groups = [_group(self.address, u, found) for u, found in zip(self.units, self.exemplars, strict=True)]
         about = [
-            f"{self.network}: of each unit its strongest patches in the data, on the right, and what {self.method} projects back "
-            "to the pixels from that one activation, on the left: the receptive field of the unit, gray where it leaves the "
+            f"{self.network}: of each unit its strongest patches in the data, on the right, and on the left what {self.method} "
+            "projects back to the pixels from that one activation. A tile is the receptive field, gray where it leaves the "
             "picture. Gray of a projection is zero, and each has a contrast of its own."
         ]
         return strip.Strip(f"What excites {self.address}", groups, about, None, min(across, len(groups)), side, gap=2)
@@ -145,11 +145,11 @@ def _shown(box: ImageBox, size: Sequence[int]) -> Box:
 
 
 def pixels_of(projection: Float[Tensor, "channels h w"]) -> np.ndarray:
-    """A projection as a picture: gray is zero, the 98th percentile of what is not black or white; three channels in color."""
+    """A projection as a picture: gray is zero, the 99.5th percentile of the rest black or white; three channels in color."""
     values = projection.double()
     values = values if len(values) == 3 else values.sum(0, keepdim=True).expand(3, -1, -1)
     sizes = values[values != 0].numpy()[None]
-    limit = overlay.limit(sizes, 98) if sizes.size else 0.0
+    limit = overlay.limit(sizes, 99.5) if sizes.size else 0.0
     return (0.5 + values / (2 * limit) if limit > 0 else torch.full_like(values, 0.5)).clamp(0, 1).permute(1, 2, 0).numpy()
 
 
