@@ -1,10 +1,12 @@
 """Sparse autoencoders: planted dictionaries are found, files come back, features are units for every tool."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -131,16 +133,16 @@ def test_attached_features_are_channels_for_every_tool() -> None:
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     assert torch.equal(more.module(x), net.module(x))
     assert len(net.module[0]._forward_hooks) == hooks
-    assert "features" not in [layer.address for layer in net.layers()]
+    assert "sparse_features" not in [layer.address for layer in net.layers()]
     table = {layer.address: layer for layer in more.layers()}
-    assert table["features"].shape == (20, 6, 6)
-    assert table["features"].receptive_field == table["0"].receptive_field == (3, 3)
-    gradient = cs.explain(more, x, "gradient", cs.Channel("features", 4)).values
+    assert table["sparse_features"].shape == (20, 6, 6)
+    assert table["sparse_features"].receptive_field == table["0"].receptive_field == (3, 3)
+    gradient = cs.explain(more, x, "gradient", cs.Channel("sparse_features", 4)).values
     leaf = x.clone().requires_grad_()
     sae.encode(net.module[0](leaf))[:, 4].mean((1, 2)).sum().backward()
     assert torch.allclose(gradient, leaf.grad, atol=1e-6)
-    swept = cs.sweep(more, torch.rand(6, 3, 8, 8), ChannelMoments(), ["features"])
-    assert len(swept["features", "channel-moments"].value()[0]) == 20
+    swept = cs.sweep(more, torch.rand(6, 3, 8, 8), ChannelMoments(), ["sparse_features"])
+    assert len(swept["sparse_features", "channel-moments"].value()[0]) == 20
 
 
 def test_layers_without_positions_and_wrong_ones() -> None:
@@ -178,3 +180,20 @@ def test_what_cannot_be_trained_is_said() -> None:
         train_sparse_autoencoder(torch.full((9, 2), torch.nan))
     with pytest.raises(cs.UsageError, match="1 <= k <= 8 latents"):
         train_sparse_autoencoder(torch.zeros(9, 2), k=9)
+
+
+def test_features_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from convoscope.cli.run import run
+
+    words = ["concepts", "scenes", "scenes:12", "--layer", "layer3", "--method", "sparse-autoencoder", "--samples", "400"]
+    files = ["--save", str(tmp_path / "f.safetensors"), "--out", str(tmp_path / "f.png")]
+    assert run([*words, *files, "--epochs", "2", "--latents", "40", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["features"], found["channels"]) == (40, 64)
+    made = SparseAutoencoder.load(tmp_path / "f.safetensors")
+    assert made.report.explained == found["report"]["explained"]
+    assert Image.open(tmp_path / "f.png").width > 400
+    plain = cs.load("scenes")
+    new = {a.address for a in made.attached(plain).layers()} - {a.address for a in plain.layers()}
+    assert "sparse_features" in new
+    assert all(a.startswith("sparse_features") for a in new)

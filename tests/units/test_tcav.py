@@ -1,7 +1,12 @@
 """Concept activation vectors: the regressions, the corrections, planted concepts and their null."""
 
+import json
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import convoscope as cs
@@ -197,3 +202,46 @@ def test_corrections_reject_what_their_step_rules_reject() -> None:
         up = max((k + 1 for k in range(12) if p[order[k]] <= level * (k + 1) / 12), default=0)
         assert set(order[:down].tolist()) == set((corrected(p, "bonferroni-holm") <= level).nonzero()[:, 0].tolist())
         assert set(order[:up].tolist()) == set((corrected(p, "benjamini-hochberg") <= level).nonzero()[:, 0].tolist())
+
+
+# ---- the command line
+
+
+def run(*words: object) -> int:
+    from convoscope.cli.run import run as command
+
+    return command([str(w) for w in words])
+
+
+def test_concepts_of_labels_by_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["concepts", "scenes", "scenes:90", "--layer", "layer3", "--target", "fish", "--null", "19"]
+    assert run(*words, "--concept", "scene:sea", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "convoscope.concepts/1"
+    assert found["tests"][0]["concept"] == "scene:sea"
+    assert found["tests"][0]["target"] == "fish"
+    assert run(*words, "--concept", "scene:see") == 2
+    assert "no concept 'scene:see'" in capsys.readouterr().err
+    assert run(*words, "--concept", "eye") == 2
+    assert "'eye' covers 0.02 of the picture or more in 0 pictures" in capsys.readouterr().err
+    assert run(*words, "--concept", "snow") == 2
+    assert "several concepts are called 'snow': scene:snow" in capsys.readouterr().err
+    assert run(*words, "--method", "tcav") == 2
+    assert "--concept NAME" in capsys.readouterr().err
+    assert run(*words, "--method", "craft", "--concept", "fin") == 2
+    assert "--concept is for tcav" in capsys.readouterr().err
+
+
+def test_folders_of_concepts_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    for folder, count, red in (("red", 12, 255), ("any", 40, 0)):
+        (tmp_path / folder).mkdir()
+        for k in range(count):
+            pixels = draw.integers(0, 200, (96, 96, 3), dtype=np.uint8)
+            pixels[..., 0] = np.maximum(pixels[..., 0], red)
+            Image.fromarray(pixels).save(tmp_path / folder / f"{k:02}.png")
+    words = ["concepts", "scenes", "scenes:20", "--layer", "layer2", "--target", "fish", "--null", "19"]
+    assert run(*words, "--concept", f"red={tmp_path / 'red'}", "--random", tmp_path / "any") == 0
+    out = capsys.readouterr().out
+    assert "red" in out
+    assert "100% (random" in out

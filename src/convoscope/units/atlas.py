@@ -84,9 +84,7 @@ class Atlas:
             name, share = self.classes[k] if self.classes else ("", 0.0)
             effect = None if self.effects is None else float(self.effects[k])
             icon = exemplars[0] if pictures is None else pictures[k]
-            tiles.append(
-                Tile(int(self.row[k]), int(self.column[k]), icon, exemplars, int(self.count[k]), name, share, effect)
-            )
+            tiles.append(Tile(int(self.row[k]), int(self.column[k]), icon, exemplars, int(self.count[k]), name, share, effect))
         return Sheet(f"What {self.layer} tells apart", self.facts(), tiles, self.target, self.unit)
 
     def facts(self) -> list[str]:

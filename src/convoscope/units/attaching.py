@@ -20,7 +20,8 @@ def attach(network: Network, layer: str, name: str, behind: nn.Module) -> Networ
     """A network that also runs `behind` on what the module at `layer` gives, at the address `name`.
 
     What the network computes is unchanged, and nothing of it is changed: the modules on the way to the layer are replaced by
-    shallow copies, which share all weights. Raises UnsupportedError where the layer is no module.
+    shallow copies, which share all weights. What runs after `behind` may overwrite the tensor it was given. Raises
+    UnsupportedError where the layer is no module.
     """
     root = _shallow(network.plain)
     address = canonical(network.plain, layer)
@@ -44,7 +45,7 @@ def attach(network: Network, layer: str, name: str, behind: nn.Module) -> Networ
         root.__class__ = type(type(root).__name__, (type(root),), {"__iter__": steps})
 
     def look(module: nn.Module, args: Any, output: Any) -> None:
-        behind(output.clone())  # what comes next may overwrite it
+        behind(output)
 
     handle = here.register_forward_hook(look)
     # Hooks of a recording, which may put another tensor in the place of this one, were registered later: go behind them.

@@ -39,9 +39,7 @@ def gram(a: Float[Tensor, "rows numbers"], b: Float[Tensor, "others numbers"] | 
     return out
 
 
-def logistic(
-    products: Float[Tensor, "all all"], rows: Int[Tensor, "fits rows"], labels: Tensor, penalty: float
-) -> Fits:
+def logistic(products: Float[Tensor, "all all"], rows: Int[Tensor, "fits rows"], labels: Tensor, penalty: float) -> Fits:
     """For each fit the minimum of `mean log(1 + exp(-s (w x + b))) + penalty |w|^2 / 2`, `s` being +1 or -1 by `labels`.
 
     `products` are the inner products of all points; fit r sees those of `rows[r]`. By the representer theorem

@@ -107,11 +107,11 @@ class SparseAutoencoder:
         explained = 1 - error / total if total else math.nan
         return Report(explained, active / len(rows), float((~used).double().mean()), len(rows))
 
-    def attached(self, network: Network, name: str = "features") -> Network:
+    def attached(self, network: Network, name: str = "sparse_features") -> Network:
         """The network with one more address, `name`, where the features of its layer are channels `(B, latents, ...)`.
 
-        Every tool takes it: `sweep(net, data, TopPatches(), "features")`, `Channel("features", 7)`. The network itself is
-        untouched, its modules are shared, and what it computes is unchanged.
+        Every tool takes it: `sweep(net, data, TopPatches(), "sparse_features")`, `Channel("sparse_features", 7)`. The network is
+        itself untouched, its modules are shared, and what it computes is unchanged.
         """
         from convoscope.units.attaching import attach
 
@@ -171,7 +171,7 @@ class TopK(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.encoder[..., None, None] if x.dim() == 4 else self.encoder
-        before = (F.conv2d if x.dim() == 4 else F.linear)(x, weight, self.bias)
+        before = (F.conv2d if x.dim() == 4 else F.linear)(x.clone(), weight, self.bias)  # what follows may overwrite x
         with torch.no_grad(), torch._C.DisableTorchFunction():  # what follows operators need not know of a top-k
             kept = before >= before.topk(self.k, 1).values[:, -1:]
         return before.relu() * kept
