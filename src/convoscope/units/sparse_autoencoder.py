@@ -110,8 +110,8 @@ class SparseAutoencoder:
     def attached(self, network: Network, name: str = "sparse_features") -> Network:
         """The network with one more address, `name`, where the features of its layer are channels `(B, latents, ...)`.
 
-        Every tool takes it: `sweep(net, data, TopPatches(), "sparse_features")`, `Channel("sparse_features", 7)`. The network is
-        itself untouched, its modules are shared, and what it computes is unchanged.
+        Every tool takes it: `sweep(net, data, TopPatches(), "sparse_features")`, `Channel("sparse_features", 7)`. The network
+        itself is untouched, its modules are shared, and what it computes is unchanged.
         """
         from convoscope.units.attaching import attach
 
