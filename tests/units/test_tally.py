@@ -206,3 +206,11 @@ def test_counts_go_on_beyond_what_single_precision_can_count() -> None:
     assert tally.both.flatten().tolist() == [2**24 + 1, 2**24]
     assert tally.area.flatten().tolist() == [2**24 + 1, 2**24]
     assert tally.label.flatten().tolist() == [2**24 + 1, 2**24]
+
+
+def test_the_published_algorithms_count_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("scipy")
+    from benchmarks.dissection import main
+
+    assert main(["--quick"]) == 0
+    assert capsys.readouterr().out.count("identical counts") == 2

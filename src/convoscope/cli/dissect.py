@@ -67,6 +67,7 @@ def dissect(
     are exact; p-values come from units that mean nothing, and every label is measured on pictures it was not chosen on.
     """
     from convoscope.cli.terminal import Progress, print_json
+    from convoscope.core.errors import UsageError
     from convoscope.data.dataset import open_dataset
     from convoscope.files import check_writable
     from convoscope.units.dissection import Dissection
@@ -74,6 +75,8 @@ def dissect(
 
     files = out or ([] if as_json else [DEFAULT_OUT])
     for path in files:
+        if path.suffix not in (".html", ".json", ".png"):
+            raise UsageError(f"a dissection is saved as .json, .html or .png; got {path.name!r}")
         check_writable(path)
     earlier = {p.stem: Dissection.load(p) for p in compare or []}
     net = opt.load_network(model, arch, weights, allow_partial, device)
