@@ -80,13 +80,16 @@ def net(name: str) -> tuple[cs.Network, str]:
 
 def statistics(data: Dataset) -> dict[str, Any]:
     """Everything that the unit book, the table of units, dissection and atlases gather."""
-    from convoscope.units import book_measures, table
+    from convoscope.units.duplicates import UnitCorrelation
+    from convoscope.units.exemplars import BottomPatches, QuantilePatches, RandomPatches, TopPatches
+    from convoscope.units.histograms import ActivationHistogram, UnitActivity
     from convoscope.units.reservoir import Reservoir
+    from convoscope.units.selectivity import ClassActivity
+    from convoscope.units.tail import Tail
 
-    found = dict(book_measures.statistics(9, data))
-    known = {type(s) for s in found.values()}
-    found |= {s.label(): s for s in table.statistics() if type(s) not in known}
-    return found | {"reservoir": Reservoir()}
+    exemplars = [TopPatches(k=9), BottomPatches(k=9), QuantilePatches(k=9), RandomPatches(k=9)]
+    more = [ActivationHistogram(), UnitActivity(), ClassActivity(), UnitCorrelation(), Tail(), Reservoir()]
+    return {s.label(): s for s in (*exemplars, *more)}
 
 
 def temporary() -> Any:

@@ -1,5 +1,7 @@
 """The page about what sweeps cost, from the numbers of `benchmarks.scan`."""
 
+import re
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,6 +9,7 @@ import numpy as np
 
 BRODEN, BRODEN_CONCEPTS, IMAGENET = 63_305, 1_197, 1_281_167
 SHARD, CORES = 4096, 16
+GOAL = 0.85  # of the loop's throughput
 FRACTION = 0.005  # the tail of dissection
 
 
@@ -15,7 +18,8 @@ def page(found: dict[str, Any]) -> str:
     parts = [HEAD.format(machine=found["machine"])]
     for which, make in (("throughput", _throughput), ("memory", _memory), ("curve", _curve)):
         parts += [make(found[which])] if which in found else []
-    return "\n\n".join(parts) + "\n"
+    paragraphs = re.sub(r"\n{3,}", "\n\n", "\n\n".join(parts)).split("\n\n")
+    return "\n\n".join(p if p.startswith(("|", "#")) else textwrap.fill(p, 128) for p in paragraphs) + "\n"
 
 
 HEAD = """# What a sweep costs
@@ -35,16 +39,27 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def _throughput(found: list[dict[str, Any]]) -> str:
     rows = []
     for f in found:
-        ms = f["ms"]
-        rows.append((f["network"], f["images"], *(f"{ms[n]:.1f}" for n in ("loop", "sweep")), f"{f['share with reading']:.0%}",
-                     *(f"{ms[n]:.1f}" for n in ("network", "sweep of tensors")), f"{f['share without']:.0%}"))  # fmt: skip
-    heads = ("network", "images", "loop, ms", "sweep, ms", "share", "loop without reading, ms", "sweep of tensors, ms", "share")
+        ms, cells = f["ms"], []
+        for base, name, share in (
+            ("loop", "sweep", "share with reading"), ("", "without tail", "share without tail"),
+            ("network", "sweep of tensors", "share without"),
+        ):  # fmt: skip
+            if name in ms:
+                cells += [*([f"{ms[base]:.1f}"] if base else []), f"{ms[name]:.1f}", f"{f[share]:.0%}"]
+            else:
+                cells += ["", ""]
+        rows.append((f["network"], f["images"], *cells))
+    heads = ("network", "images", "loop, ms", "sweep, ms", "share", "sweep without the tail, ms", "share",
+             "loop without reading, ms", "sweep of tensors, ms", "share")  # fmt: skip
+    best = max(f["share with reading"] for f in found)
+    verdict = "meets" if min(f["share with reading"] for f in found) >= GOAL else "misses"
     text = (
-        f"## Throughput\n\nMilliseconds per image, medians of paired rounds over {found[0]['source']}. The bare loop "
-        f"reads the same "
-        "files, runs the network and keeps nothing; the one without reading has its inputs in memory, while the sweep of "
-        "tensors "
-        "still turns pixels into inputs. The share is the loop's time in that of the sweep.\n\n"
+        f"## Throughput\n\nMilliseconds per image, medians of paired rounds over {found[0]['source']}. The bare loop reads the "
+        "same files, runs the network and keeps nothing; the one without reading has its inputs in memory, while the sweep of "
+        "tensors still turns pixels into inputs. The share is the loop's time in that of the sweep. With every statistic on all "
+        f"stages at once, this run {verdict} the goal of {GOAL:.0%} (at best {best:.0%}): the sweep itself adds nothing that can "
+        "be measured, statistics cost by the values they look at, and half of that is the exact tail of a first shard, which "
+        "knows no threshold yet. Later shards are told of it and skip most.\n\n"
     )
     return text + table(heads, rows)
 
@@ -110,7 +125,7 @@ def _concepts(labels: Sequence[Sequence[float]]) -> tuple[str, float, float]:
         "units of ResNet-18's `layer4`, two layers of dense labels, with reading the labels and without the null models:\n\n"
         + table(("concepts", "measured, ms", "fitted, ms"), rows)
     )
-    return text, float(start), float(slope)
+    return text, float(start), max(float(slope), 0.0)
 
 
 def _statistics(found: dict[str, Any]) -> str:
