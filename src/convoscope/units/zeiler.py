@@ -16,6 +16,7 @@ from convoscope.files import check_writable, replaced, write_text
 from convoscope.method import explain, method_of
 from convoscope.network import Network
 from convoscope.show import overlay, strip
+from convoscope.show.figure import number
 from convoscope.targets import Neuron
 from convoscope.units.exemplars import Patches
 from convoscope.units.fields import Box, ImageBox, box_in, by_image, cropped, field_at
@@ -159,5 +160,5 @@ def _group(address: str, unit: int, found: Sequence[Projected]) -> strip.Group:
     columns = max(1, min(len(found), round(len(found) ** 0.5)))
     back = [strip.Tile(pixels_of(p.projection), smooth=True) for p in found]
     front = [strip.Tile(p.patch.permute(1, 2, 0).numpy(), smooth=True) for p in found]
-    note = f"{found[-1].value:.3g} to {found[0].value:.3g}" if found[0].value != found[-1].value else f"{found[0].value:.3g}"
+    note = " to ".join(dict.fromkeys(number(p.value) for p in (found[-1], found[0])))
     return strip.Group(f"{address}:{unit}", [strip.Grid(back, columns), strip.Grid(front, columns)], f"activations {note}")
