@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 import convoscope as cs
 from convoscope.core.statistic import ChannelMoments
+from convoscope.units.feature_sheet import ranked_features
 from convoscope.units.sparse_autoencoder import (
     SparseAutoencoder,
     _fit,
@@ -180,6 +181,17 @@ def test_what_cannot_be_trained_is_said() -> None:
         train_sparse_autoencoder(torch.full((9, 2), torch.nan))
     with pytest.raises(cs.UsageError, match="1 <= k <= 8 latents"):
         train_sparse_autoencoder(torch.zeros(9, 2), k=9)
+
+
+def test_features_are_shown_that_are_rare_but_not_of_one_picture() -> None:
+    latents = torch.zeros(40, 5)
+    image = torch.arange(40) // 2
+    latents[:4, 0] = 1  # two pictures
+    latents[::2, 1] = 1  # twenty
+    latents[:24:2, 2] = 1  # twelve
+    latents[:, 4] = 1
+    assert ranked_features(latents, image, 3).tolist() == [2, 1, 4]
+    assert ranked_features(latents, image, 9).tolist() == [2, 1, 4, 0]
 
 
 def test_features_by_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def ranked_features(latents: Tensor, count: int) -> Int[Tensor, "features"]:
-    """The features that are used least often but still by at least eight activations: those are the particular ones."""
-    uses = (latents > 0).sum(0)
-    order = torch.where(uses >= min(8, len(latents)), uses, len(latents) + 1).argsort(stable=True)
-    return order[: min(count, int((uses > 0).sum()))]
+def ranked_features(latents: Tensor, image: Tensor, count: int) -> Int[Tensor, "features"]:
+    """The features that are there least often, but in at least eight pictures: those are particular, and not of one picture."""
+    active = latents > 0
+    uses, (images, slot) = active.sum(0), image.unique(return_inverse=True)
+    pictures = (torch.zeros(len(images), latents.shape[1]).index_add_(0, slot, active.float()) > 0).sum(0)
+    order = torch.where(pictures >= min(8, len(images)), uses, uses + len(latents)).argsort(stable=True)
+    return order[uses[order] > 0][:count]
 
 
 def feature_sheet(
@@ -30,7 +32,7 @@ def feature_sheet(
 
     latents = autoencoder.encode(sample.values)
     rows = []
-    for f in ranked_features(latents, count).tolist():
+    for f in ranked_features(latents, sample.image, count).tolist():
         used = int((latents[:, f] > 0).sum())
         best = _distinct(latents[:, f].argsort(descending=True, stable=True)[:used], sample, columns)
         pictures = crops(network, dataset, autoencoder.layer, sample, best)
@@ -39,7 +41,11 @@ def feature_sheet(
     facts = [f"{network.name}, {len(autoencoder)} features of {len(autoencoder.center)} channels, over {dataset.name}"]
     if told is not None:
         facts.append(f"{told.explained:.1%} of the variance, {told.active:.1f} active at a position, {told.dead:.0%} dead")
-    return draw(f"Sparse features of {autoencoder.layer}", [*facts, "those that are there least often"], rows)
+    return draw(
+        f"Sparse features of {autoencoder.layer}",
+        [*facts, "those that are there least often, in eight pictures or more where there are such"],
+        rows,
+    )
 
 
 def _distinct(order: Tensor, sample: Sample, count: int) -> list[int]:
