@@ -73,8 +73,8 @@ def _memory(found: dict[str, list[list[float]]]) -> str:
     return (
         "## Memory\n\nPeak memory of a process that sweeps so many images into a store (ResNet-18, shards of 32). From the "
         f"fewest to four times as many images it takes {growth}. The tail keeps half a percent of all values of every unit, "
-        "which is what makes its thresholds exact; the state of all others has a fixed size, which samples and reservoirs reach "
-        "after some hundred images.\n\n" + table(("statistics", "images", "peak, MB", "to the first", "store, MB"), rows)
+        "which is what makes its thresholds exact; the state of all others has a fixed size, which samples and reservoirs "
+        "reach after some hundred images.\n\n" + table(("statistics", "images", "peak, MB", "to the first", "store, MB"), rows)
     )
 
 
