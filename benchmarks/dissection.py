@@ -227,7 +227,7 @@ def main(words: list[str] | None = None) -> int:
     given = parser.parse_args(words)
     rounds, images, long = (1, 4, 32) if given.quick else (given.rounds, max(given.images, FEW), LONG)
     torch.set_num_threads(1)
-    case = make(images)
+    case = make(max(images, 16)).first(images)  # thresholds need some pictures
     active = float((case.maps.amax((2, 3)) > case.thresholds).float().mean())
     print(f"{UNITS} units of {GRID} x {GRID} over {SIZE} x {SIZE} pixels, {LAYERS} layers of labels, {CONCEPTS} concepts; "
           f"{100 * active:.1f} % of units active in a picture; {rounds} rounds of {images} pictures")  # fmt: skip
