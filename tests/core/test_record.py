@@ -346,7 +346,7 @@ class Count(TorchFunctionMode):
 
 def test_a_run_stops_where_the_answer_is_known(torchvision: ModuleType) -> None:
     net = torchvision.models.resnet18(weights=None).eval().requires_grad_(False)
-    x, convolutions = torch.zeros(1, 3, 32, 32), {}
+    x, convolutions = torch.zeros(1, 3, 16, 16), {}
     for at in ("conv1", "layer1", "layer2", "layer2.0.relu", "output"):
         with Count() as count:
             record(net, x, (at,))
@@ -476,3 +476,36 @@ def test_a_pass_that_ends_while_another_thread_is_between_its_hooks_disturbs_nei
         assert waiting.wait(20)
         found = record(module, X, ("0",))
     torch.testing.assert_close(found["0"], ended[0]["0"])
+
+
+# ---- the order of numbers in memory
+class Viewing(nn.Module):
+    """Takes its feature map apart with `view`, which needs the usual order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 4, 3, padding=1), nn.Linear(4 * 40 * 40, 5)
+        self.strides: list[tuple[int, ...]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.strides.append(x.stride())
+        return self.fc(self.conv(x).view(len(x), -1))
+
+
+def test_channels_go_last_in_memory_where_the_network_takes_that() -> None:
+    x = torch.randn(2, 3, 40, 40)
+    flat = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    seen: list[tuple[int, ...]] = []
+    with flat.register_forward_pre_hook(lambda module, args: seen.append(args[0].stride())):
+        for _ in range(2):
+            found = record(flat, x, ("0", "output"))
+    assert seen[-2:] == [(4800, 1, 120, 3)] * 2
+    assert len(seen) == 4  # tried once with one row in either order
+    assert found["0"].is_contiguous()
+    torch.testing.assert_close(found["output"], flat(x))
+    viewing = Viewing()
+    for _ in range(2):
+        torch.testing.assert_close(record(viewing, x, ("output",))["output"], viewing(x))
+    assert viewing.strides[-2:] == [(4800, 1600, 40, 1)] * 2
+    double = record(flat.double(), x.double(), ("output",))["output"]
+    torch.testing.assert_close(double, flat(x.double()), rtol=0, atol=0)

@@ -365,7 +365,8 @@ class Probe:
                 for name, gradient in zip(names, gradients, strict=False):
                     if gradient is None:
                         raise apart(name, self.session.composite)
-                values = {a: (found[a].detach(), g) for a, g in zip(names, gradients, strict=False)}
+                both = zip(names, gradients, strict=False)
+                values = {a: (found[a].detach().contiguous(), g.contiguous()) for a, g in both if g is not None}
                 for kind, collector in collectors:
                     values[kind], collector.found = collector.found, {}  # type: ignore[index, assignment]
                 out.append({**values, "score": score.detach()})

@@ -18,6 +18,7 @@ from torch.autograd import _unsafe_preserve_version_counter  # type: ignore[attr
 from torch.overrides import TorchFunctionMode
 
 from convoscope.core.errors import AddressError, UnsupportedError, did_you_mean
+from convoscope.core.layout import arranged
 from convoscope.core.operators import Rewriter, operator_name, tensors_in
 
 Edit = Callable[[Tensor], Tensor]
@@ -175,7 +176,9 @@ class _Recording(TorchFunctionMode):
             self._store("input", x)
         self.open.discard("input")
         if self.observer is None or self.graph:
-            x = x.clone()  # the network may overwrite its input
+            # A copy: the network may overwrite its input. Rules and observers work on values in their usual order.
+            plain = self.observer is None and (self.rewriter is None or not self.rewriter.table.strict)
+            x = arranged(self.root, x) if plain else x.clone()
         if self.rewriter is not None:
             self.rewriter.saw(x)
         return x
@@ -306,7 +309,7 @@ class _Recording(TorchFunctionMode):
     def _captured(self, address: str, tensor: Tensor, shared: bool) -> Tensor:
         """What is kept of a tensor: itself where a gradient is to pass through it, else a copy beside the network's own."""
         if address not in self.graph:
-            return tensor.clone()
+            return tensor.clone(memory_format=torch.contiguous_format)
         if not tensor.requires_grad:
             return (tensor.detach().clone() if shared else tensor.detach()).requires_grad_()
         return tensor.clone() if shared else tensor
