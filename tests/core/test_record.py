@@ -443,7 +443,7 @@ def test_addresses_are_those_of_torchvisions_feature_extraction(name: str, torch
     theirs: dict[str, Tensor] = {}
     tracer = NodePathTracer()
     graph = tracer.trace(net)
-    Copies(torch.fx.GraphModule(tracer.root, graph)).run(x.clone())
+    Copies(torch.fx.GraphModule(tracer.root, graph)).run(x.clone(memory_format=torch.channels_last))  # as record runs it
     ours = {e.address for e in trace(net, x).entries}
     parameters = ("_layer_scale", "_weight", "_bias")
     unnamed = {n for n in theirs if n not in ours and not n.endswith(parameters)}
