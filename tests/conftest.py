@@ -13,6 +13,12 @@ import torch
 torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as in a file: pytest-xdist tells its workers of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "160")
+
+
 @pytest.fixture(scope="session")
 def testdata() -> Path:
     """The folder of real photographs and networks that `CONVOSCOPE_TESTDATA` names."""
