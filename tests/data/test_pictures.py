@@ -2,6 +2,7 @@
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from contextlib import suppress
@@ -367,6 +368,34 @@ def test_size_is_checked_before_decoding(tmp_path):
     path = saved(Image.new("RGB", (200, 100)), tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"at most 0\.01 are read"):
         read_picture(path, max_megapixels=0.01)
+
+
+def test_threads_read_side_by_side_and_leave_warnings_as_they_were():
+    both = threading.Barrier(2, timeout=20)
+
+    class Meeting(io.BytesIO):
+        met = False
+
+        def read(self, *count):
+            if not self.met:
+                self.met = True
+                both.wait()  # passes only while another thread is reading too
+            return super().read(*count)
+
+    def work():
+        data = io.BytesIO()
+        Image.fromarray(COLOR).save(data, "PNG")
+        found.append(pixels(Meeting(data.getvalue())))
+
+    found, before = [], list(warnings.filters)
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(found) == 2
+    assert all(np.array_equal(f, COLOR) for f in found)
+    assert list(warnings.filters) == before
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 50), (50, 1)])

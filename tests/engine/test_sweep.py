@@ -189,7 +189,7 @@ def test_auto_halves_the_batch_where_memory_does_not_suffice() -> None:
     assert torch.equal(found["net.head", "top"].values, reference["head", "top"].values)
     assert told[-1] == 50
     with pytest.raises(RuntimeError, match="memory"):
-        cs.sweep(net, Drawn(), Top(), "net.head")
+        cs.sweep(net, Drawn(), Top(), "net.head", batch_size=32)
     with pytest.raises(RuntimeError, match="memory"):
         cs.sweep(cs.Network(Hungry(0), 12), Drawn(), Top(), "net.head", batch_size="auto")
 

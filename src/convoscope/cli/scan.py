@@ -35,7 +35,7 @@ def scan(
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
-    batch_size: opt.BatchSize = 32,
+    batch_size: opt.BatchSize = "auto",
     device: opt.Device = None,
     seed: opt.Seed = 0,
     as_json: opt.JSON = False,

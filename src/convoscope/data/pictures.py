@@ -24,7 +24,7 @@ SMALLEST = 2  # pixels on the shorter side
 FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
 FORMATS += ("TGA", "ICO", "ICNS", "PCX", "SGI", "QOI", "DDS", "PSD", "MSP", "XBM")
 
-_quiet = threading.Lock()  # warnings.catch_warnings changes the whole process
+_quiet = threading.Lock()
 
 
 def read_picture(
@@ -65,11 +65,28 @@ def read_picture(
 # sources
 
 
+class _Silence:
+    """Warnings are one setting for the process: the first reader turns them off, the last one restores them."""
+
+    holders = 0
+    before: Any = None
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
-    with _quiet, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quiet:
+        if _Silence.holders == 0:
+            _Silence.before = warnings.catch_warnings()
+            _Silence.before.__enter__()
+            warnings.simplefilter("ignore")
+        _Silence.holders += 1
+    try:
         yield
+    finally:
+        with _quiet:
+            _Silence.holders -= 1
+            if _Silence.holders == 0:
+                _Silence.before.__exit__(None, None, None)
 
 
 @contextmanager

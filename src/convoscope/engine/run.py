@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from convoscope.core.errors import ImageError, UsageError, did_you_mean
+from convoscope.core.run import rows_at_once
 from convoscope.core.statistic import Statistic
 from convoscope.engine import plan as planning
 from convoscope.engine.fold import Fold
@@ -25,7 +26,7 @@ POLL = 0.2  # seconds between looks at shards that other processes compute
 
 def sweep(
     network: Network | nn.Module, dataset: Any, statistics: Any, layers: Any, *, store: str | Path | None = None,
-    engine: str = "local", workers: int = 1, batch_size: int | Literal["auto"] = 32, shard_size: int = 256,
+    engine: str = "local", workers: int = 1, batch_size: int | Literal["auto"] = "auto", shard_size: int = 256,
     shard: str | tuple[int, int] | None = None, progress: Progress | None = None,
 ) -> Sweep:  # fmt: skip
     """Statistics of layers over a data set, by one forward pass for each image.
@@ -39,15 +40,15 @@ def sweep(
     missing: other weights, files, settings or code count as missing. `engine="local"` computes here, or in `workers`
     processes of one thread each; `engine="ray"` on the Ray cluster that is running, or on this machine as one.
     `shard="i/n"` computes every n-th shard from the i-th (0 to n - 1) on into the store, for arrays of jobs.
-    `batch_size` "auto" starts at 32 (128 on a GPU) and halves where memory does not suffice. `progress` is called with
-    (images done, of how many).
+    `batch_size` "auto" takes as many images as run fast (8 of 224 x 224 pixels on a CPU, 128 on a GPU) and halves where memory
+    does not suffice. `progress` is called with (images done, of how many).
 
     Pictures that cannot be read are left out and named in `failed`; if all are, ImageError is raised.
     """
     network = network if isinstance(network, Network) else Network(network)
     dataset, named, own = opened(dataset), by_name(statistics), part_of(shard, store)
-    size = (128 if network.device.type != "cpu" else 32) if batch_size == "auto" else batch_size
-    for what, value in (("batch_size", size), ("shard_size", shard_size), ("workers", workers)):
+    auto = batch_size == "auto"
+    for what, value in (("batch_size", 1 if auto else batch_size), ("shard_size", shard_size), ("workers", workers)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise UsageError(f"{what} is {value!r}; expected a whole number of at least 1")
     total = len(dataset)
@@ -55,8 +56,9 @@ def sweep(
         raise UsageError(f"{dataset.name} has no pictures")
     if engine not in ("local", "ray"):
         raise UsageError(f"no engine {engine!r}; expected 'local' or 'ray'")
-    found = find_layers(network, first_input(network, dataset), layers)
-    work = Work(network, dataset, named, total, int(size), batch_size == "auto")
+    first = first_input(network, dataset)
+    found = find_layers(network, first, layers)
+    work = Work(network, dataset, named, total, rows_at_once(first) if auto else int(batch_size), auto)
     there = None if store is None else Store(store)
     plan = planning.plan_of(work, found, shard_size, there is not None)
     if there is not None:

@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]  # what is done now, how much of it, 
 
 def scan(
     network: Network | nn.Module, dataset: Any, layers: Any, out: str | Path, *, exemplars: int = 9, crop: int = 72,
-    draws: int = 200, seed: int = 0, engine: str = "local", workers: int = 1, batch_size: int | Literal["auto"] = 32,
+    draws: int = 200, seed: int = 0, engine: str = "local", workers: int = 1, batch_size: int | Literal["auto"] = "auto",
     shard_size: int = 256, shard: str | tuple[int, int] | None = None, progress: Progress | None = None,
 ) -> Book | None:  # fmt: skip
     """Write the book of `layers` over `dataset` into the folder `out`, and open it.

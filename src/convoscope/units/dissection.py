@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -150,8 +150,8 @@ class Dissection:
 def dissect(
     network: Network | torch.nn.Module, dataset: Any, layers: str | Sequence[str], *, fraction: float = 0.005,
     iou: float = 0.04, area: Area = "category", anchor: Anchor = "centers", nulls: Sequence[str] = ("shifted", "permuted"),
-    draws: int = 200, store: str | Path | None = None, engine: str = "local", workers: int = 1, batch_size: int = 32,
-    seed: int = 0, progress: Callable[[int, int], None] | None = None,
+    draws: int = 200, store: str | Path | None = None, engine: str = "local", workers: int = 1,
+    batch_size: int | Literal["auto"] = "auto", seed: int = 0, progress: Callable[[int, int], None] | None = None,
 ) -> Dissection:  # fmt: skip
     """Label each unit of `layers` with the concept its activations overlap best, over all pixels of a labeled data set.
 
