@@ -228,7 +228,7 @@ def _child(log: Log, store: Path) -> Any:
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same(log: Log, tmp_path: Path) -> None:
-    started, expected = time.perf_counter(), reference()
+    expected, started = reference(), time.perf_counter()
     _child(log, tmp_path / "whole").join()
     whole, draw, unfinished = time.perf_counter() - started, random.Random(0), 0
     for k in range(KILLS):
@@ -237,11 +237,12 @@ def test_killed_at_any_moment_it_resumes_to_the_same(log: Log, tmp_path: Path) -
         time.sleep(draw.uniform(0, whole))
         os.kill(child.pid, signal.SIGKILL)
         child.join()
-        unfinished += len(files(store)) < 8 if store.exists() else 1
+        late = store.exists() and len(files(store)) == 8
+        whole, unfinished = whole * (0.7 if late else 1), unfinished + (not late)
         assert same(run(log, store), expected), k
         assert len(files(store)) == 8
         assert not list(store.rglob("*.partial"))
-    assert unfinished > KILLS // 4
+    assert unfinished >= KILLS // 3
 
 
 def test_two_processes_on_one_store_lose_nothing(log: Log, tmp_path: Path) -> None:
