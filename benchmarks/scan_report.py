@@ -27,7 +27,8 @@ HEAD = """# What a sweep costs
 Written by `python -m benchmarks.scan --write docs/cost.md` on {machine}:
 one process, one thread, no GPU. Networks of torchvision at 224 pixels, shards of 256 images; the bare loop takes 32 images at
 once, the sweep as many as it finds right (8). Layers are `layer1` to `layer4`, statistics all that the package has: exemplars
-of four sorts, histograms, activity, class means, correlations of every two units, the exact tail of dissection with its spilled maps, and a reservoir for atlases."""
+of four sorts, histograms, activity, class means, correlations of every two units, the exact tail of dissection with its spilled
+maps, and a reservoir for atlases."""
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -57,7 +58,8 @@ def _throughput(found: list[dict[str, Any]]) -> str:
         "the same files, runs the network and keeps nothing; the one without reading has its inputs in memory, while the sweep "
         "of tensors still turns pixels into inputs. The share is the loop's time in that of the sweep. With every statistic on "
         f"all stages at once, the goal is {GOAL:.0%}: {verdict}. What is lost goes to the statistics, by the number of values "
-        "they look at: see the table of each below. ResNet-50 has half the rounds and half the images; where other work runs on the machine, its shares differ by tens of percent from run to run.\n\n"
+        "they look at: see the table of each below. ResNet-50 has half the rounds and half the images; where other work runs on "
+        "the machine, its shares differ by tens of percent from run to run.\n\n"
     )
     return text + table(heads, rows)
 
