@@ -58,8 +58,8 @@ def _throughput(found: list[dict[str, Any]]) -> str:
         "the same files, runs the network and keeps nothing; the one without reading has its inputs in memory, while the sweep "
         "of tensors still turns pixels into inputs. The share is the loop's time in that of the sweep. With every statistic on "
         f"all stages at once, the goal is {GOAL:.0%}: {verdict}. What is lost goes to the statistics, by the number of values "
-        "they look at: see the table of each below. ResNet-50 has half the rounds and half the images; where other work runs on "
-        "the machine, its shares differ by tens of percent from run to run.\n\n"
+        "they look at: see the table of each below. ResNet-50 has half the rounds and half the images; where other work runs "
+        "on the machine, its shares differ by tens of percent from run to run.\n\n"
     )
     return text + table(heads, rows)
 
