@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import convoscope as cs
-from convoscope.core.run import undisturbed
+from convoscope.core.run import rows_at_once, undisturbed
 
 
 def network() -> nn.Sequential:
@@ -110,6 +110,12 @@ def test_two_threads_share_a_network_and_the_last_restores_it() -> None:
     assert flags(net) == before
     assert len(found) == 2
     assert all(torch.equal(f, expected) for f in found)
+
+
+@pytest.mark.parametrize(("size", "rows"), [((224, 224), 8), ((96, 96), 43), ((12, 12), 128), ((2000, 2000), 4), ((448,), 128)])
+def test_as_many_rows_at_once_as_keep_activations_small(size: tuple[int, ...], rows: int) -> None:
+    assert rows_at_once(torch.empty(1, 3, *size)) == rows
+    assert rows_at_once(torch.empty(1, 3, *size, device="meta")) == 128
 
 
 @pytest.mark.parametrize("method", ["gradient", "guided-backprop", "lrp", "grad-cam"])

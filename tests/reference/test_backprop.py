@@ -189,3 +189,28 @@ def test_deconvnet_of_a_unit_at_its_strongest_position() -> None:
     row, column = (int(v) for v in best[0].nonzero()[0])
     placed = values(network, x[:1], cs.Deconvnet(), cs.Neuron("0", channel, row, column))  # type: ignore[arg-type]
     assert torch.equal(placed, found[:1])
+
+
+class Overwrites(nn.Module):
+    """Rectifies half of the channels where they stand, or makes new tensors of them."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.inplace = nn.Conv2d(3, 4, 3), nn.Linear(4, 2), inplace
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.a(x)
+        if not self.inplace:
+            return self.b(torch.cat([x[:, :2].relu(), x[:, 2:].relu()], 1).mean((2, 3)))
+        halves = x.chunk(2, 1)
+        x = torch.cat([halves[0].clone().relu_(), halves[1]], 1)
+        x[:, 2:].relu_()
+        return self.b(x.mean((2, 3)))
+
+
+def test_deconvnet_of_rectifiers_in_place_also_on_a_part_of_a_tensor() -> None:
+    x = torch.randn(2, 3, 7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found, expected = (cs.explain(Overwrites(i).double(), x, "deconvnet", 1).values for i in (True, False))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-14)
+    assert found.abs().sum() > 0

@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from convoscope.core.operators import tensors_in
+
 SMALLEST = 32 * 32  # pixels; smaller pictures gain nothing
 _suits: WeakKeyDictionary[nn.Module, dict[Any, bool]] = WeakKeyDictionary()
 
@@ -29,8 +31,6 @@ def arranged(module: nn.Module, x: Tensor) -> Tensor:
 @torch.no_grad()
 def _same(module: nn.Module, x: Tensor) -> bool:
     """Whether one row gives the same output in both orders."""
-    from convoscope.core.operators import tensors_in
-
     expected = list(tensors_in(module(x.clone())))
     try:
         found = list(tensors_in(module(x.clone(memory_format=torch.channels_last))))
