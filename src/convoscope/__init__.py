@@ -56,6 +56,12 @@ _PUBLIC = {
     "units.discovered": ["discover"],
     "units.sparse_autoencoder": ["SparseAutoencoder", "train_sparse_autoencoder"],
     "units.atlas": ["Atlas", "atlas"],
+    "images.base": ["Image", "Penalty", "Transform"],
+    "images.pixels": ["Pixels"],
+    "synthesis.ascent": ["ascend"],
+    "synthesis.maximize": ["maximize"],
+    "synthesis.result": ["Synthesis"],
+    "synthesis.genetic": ["GeneticAlgorithm"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],
