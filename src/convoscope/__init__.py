@@ -62,6 +62,9 @@ _PUBLIC = {
     "synthesis.maximize": ["maximize"],
     "synthesis.result": ["Synthesis"],
     "synthesis.genetic": ["GeneticAlgorithm"],
+    "synthesis.adversarial": ["attack", "attacks"],
+    "synthesis.adversarial_methods": ["FGSM", "PGD"],
+    "synthesis.adversarial_result": ["Attack"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],
