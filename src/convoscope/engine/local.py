@@ -38,8 +38,7 @@ class Here:
         self.work = work
 
     def compute(self, tasks: Iterable[Task], hints: Hints, tell: Callable[[int], None]) -> Iterator[Found]:
-        for task, part in compute(self.work, tasks, hints, tell):
-            yield task, part, None
+        return map(lambda found: (*found, None), compute(self.work, tasks, hints, tell))  # keeps no part
 
     def close(self) -> None:
         """Nothing to be ended."""
@@ -69,6 +68,7 @@ def scheduled(
             part = Part()
             add_contents(part, decode(data), dict(zip(task.pairs, task.keys, strict=True)), work.statistics)
             yield task, part, data
+            del part, data
 
 
 def packed(statistics: Mapping[Pair, Statistic]) -> bytes:

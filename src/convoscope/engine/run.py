@@ -81,8 +81,9 @@ def _run(fold: Fold, engine: Engine) -> None:
     try:
         while shards:
             fold.deferred = []
-            for task, part, data in engine.compute(fold.tasks(shards), fold.hints, fold.tell):
-                fold.take(task, part, data)
+            for found in engine.compute(fold.tasks(shards), fold.hints, fold.tell):
+                fold.take(*found)
+                del found  # it would last until the next
             if fold.deferred and len(fold.deferred) == len(shards):
                 time.sleep(POLL)
             shards = fold.deferred

@@ -1,11 +1,14 @@
 """What a worker does: read the pictures of a shard ahead of the network, run each batch once, update every statistic."""
 
+import ctypes
 import itertools
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -92,6 +95,8 @@ def compute(work: Work, tasks: Iterable[Task], hints: Hints, tell: Callable[[int
                 told = 0
                 issued.popleft()
                 yield task, on_cpu(part)
+                del part
+                give_back()
             return
         except RuntimeError as error:
             if not (work.adaptive and work.batch_size > 1 and out_of_memory(error)):
@@ -100,6 +105,21 @@ def compute(work: Work, tasks: Iterable[Task], hints: Hints, tell: Callable[[int
             stream.close()
         tell(-told)
         work.batch_size //= 2
+
+
+def give_back() -> None:
+    """Let the system have the memory that is free: glibc keeps it in pieces that no large tensor fits into."""
+    trim = _trimming()
+    if trim is not None:
+        trim(0)
+
+
+@cache
+def _trimming() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim if sys.platform == "linux" else None
+    except (OSError, AttributeError):  # another C library
+        return None
 
 
 def update(work: Work, statistics: Mapping[Pair, Statistic], batch: list[tuple[int, Tensor]]) -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from convoscope.core.errors import ConvoscopeError
@@ -32,6 +33,10 @@ except ImportError:  # Windows: two processes then may compute a shard twice
     fcntl = None  # type: ignore[assignment]
 
 MARK, BLANK = b'"checksum":"', b"0" * 32
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
 
 
 class Damaged(Exception):
@@ -39,20 +44,38 @@ class Damaged(Exception):
 
 
 def encode(shard: str, part: Part, keys: Mapping[Pair, str]) -> bytes:
-    """A part as the bytes of its file. `keys` of the pairs; all tensors on the CPU."""
+    """A part as the bytes of its file, made in one piece. `keys` of the pairs; all tensors on the CPU."""
     tensors, listed = {}, []
     for number, (pair, statistic) in enumerate(part.statistics.items()):
         listed.append([*pair, keys[pair]])
-        tensors |= {f"{number}.{k}": t.detach().cpu().contiguous() for k, t in statistic.state_dict().items()}
+        state = {k: getattr(statistic, k) for k in statistic.state} if statistic.begun else {}
+        tensors |= {f"{number}.{k}": t.detach().cpu().contiguous() for k, t in state.items()}
     about = {"schema": SCHEMA, "shard": shard, "pairs": listed, "failed": part.failed}
-    metadata = {"convoscope": json.dumps(about), "checksum": BLANK.decode()}
-    data = safetensors.torch.save(tensors, metadata)
-    at = data.index(MARK) + len(MARK)
-    return data[:at] + _checksum(data).encode() + data[at + len(BLANK) :]
+    header, order = _header(tensors, {"convoscope": json.dumps(about), "checksum": BLANK.decode()})
+    parts = [header, *(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()) for name in order)]
+    at = header.index(MARK) + len(MARK)
+    return b"".join([header[:at], _checksum(*parts).encode(), header[at + len(BLANK) :], *parts[1:]])
 
 
-def _checksum(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
+def _checksum(*parts: bytes | memoryview) -> str:
+    found = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()
+
+
+def _header(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, list[str]]:
+    """The beginning of a file of safetensors, and the order in which the tensors follow: the widest first, so all aligned."""
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    about, at = {"__metadata__": metadata}, 0
+    for name in order:
+        tensor = tensors[name]
+        end = at + tensor.numel() * tensor.element_size()
+        about[name] = {"dtype": TYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(about, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text, order
 
 
 @dataclass
@@ -76,7 +99,8 @@ def decode(data: bytes) -> Contents:
         size = int.from_bytes(data[:8], "little")
         found = json.loads(data[8 : 8 + size])["__metadata__"]
         at = data.index(MARK) + len(MARK)
-        if _checksum(data[:at] + BLANK + data[at + len(BLANK) :]) != found["checksum"]:
+        whole = memoryview(data)
+        if _checksum(whole[:at], BLANK, whole[at + len(BLANK) :]) != found["checksum"]:
             raise ValueError("its checksum is another")
         return _contents(found["convoscope"], safetensors.torch.load(data))
     except (ValueError, KeyError, TypeError, OverflowError, MemoryError, safetensors.SafetensorError) as error:
