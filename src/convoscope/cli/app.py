@@ -14,6 +14,7 @@ from convoscope.cli import (
     explain,
     feature_maps,
     lists,
+    maximize,
     merge,
     report,
     scan,
@@ -65,6 +66,7 @@ app.command()(units.units)
 app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(color.color)
+app.command()(maximize.maximize)
 app.command()(merge.merge)
 app.command()(atlas.atlas)
 app.command()(concepts.concepts)

@@ -1,5 +1,6 @@
 """A synthesis as pictures and pages."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,20 @@ def bare(made: Synthesis, index: int) -> "Image.Image":
     from PIL import Image
 
     return Image.fromarray(colored(made.pixels[one_of(index, len(made))]))
+
+
+def contact(pixels: Tensor) -> "Image.Image":
+    """Pictures `(N, C, H, W)` in 0..1 side by side, pixel for pixel: what a live preview shows."""
+    from PIL import Image
+
+    tiles = [colored(p) for p in pixels.detach()]
+    columns = math.ceil(math.sqrt(len(tiles)))
+    high, wide = tiles[0].shape[0] + 2, tiles[0].shape[1] + 2
+    sheet = np.full((-(-len(tiles) // columns) * high, columns * wide, 3), 255, np.uint8)
+    for k, tile in enumerate(tiles):
+        top, left = k // columns * high, k % columns * wide
+        sheet[top : top + high - 2, left : left + wide - 2] = tile
+    return Image.fromarray(sheet[:-2, :-2])
 
 
 def about(made: Synthesis) -> list[str]:

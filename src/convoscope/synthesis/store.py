@@ -33,7 +33,7 @@ class Stored:
             "start": run.start if isinstance(run.start, str) else _digest(run.start),
         }  # fmt: skip
         digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
-        return cls(run.store / f"{digest}.safetensors", rows)
+        return cls(run.store / f"{digest}.ascent.safetensors", rows)
 
     def save(self, step: int) -> None:
         """Writes the state after `step` steps."""

@@ -1,0 +1,124 @@
+"""`convoscope maximize`: its words, its files, Ctrl-C and going on."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+import convoscope as cs
+from convoscope.targets.text import read_target
+
+CLI = [sys.executable, "-m", "convoscope"]
+QUICK = ("--image", "pixels:size=32", "--transform", "none")
+
+
+def test_a_picture_a_page_and_values(cli: Callable, tmp_path: Path) -> None:
+    files = ("a.png", "a.html", "a.safetensors")
+    outs = [word for f in files for word in ("--out", f)]
+    done = cli("maximize", "scenes", "layer2:3", "tree", *QUICK, "--steps", 3, *outs, "--strip", "s.png", "--preview", "p.png")
+    assert done.code == 0, done.err
+    assert "layer2:3" in done.out
+    assert "tree" in done.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*files, "s.png", "p.png"])
+    assert all(Image.open(tmp_path / f).size[0] >= 32 for f in ("a.png", "s.png", "p.png"))
+    assert "steps: 3" in (tmp_path / "a.html").read_text()
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.get_tensor("pixels").shape == (2, 3, 32, 32)
+        assert json.loads(file.metadata()["convoscope"])["settings"]["steps"] == 3
+
+
+def test_json_is_one_document_and_nothing_is_written(cli: Callable, tmp_path: Path) -> None:
+    done = cli("maximize", "scenes", "layer2:3", *QUICK, "--steps", 2, "--copies", 2, "--json", "--seed", 5)
+    found = json.loads(done.out)
+    assert found["schema"] == "convoscope.maximize/1"
+    assert [p["name"] for p in found["pictures"]] == ["layer2:3"] * 2
+    assert (found["settings"]["seed"], found["files"]) == (5, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["scenes", "layer9:3"], "layer9"),
+        (["scenes", "layer2:3000"], "there are 32"),
+        (["scenes", "tre"], "did you mean 'tree'"),
+        (["scenes", "layer2:3@99,0"], "counted from 0"),
+        (["scenes", "layer2:3", "--image", "pixls"], "pixels"),
+        (["scenes", "layer2:3", "--size", "big"], "neither a number of pixels"),
+        (["scenes", "layer2:3", "--rate", "fast"], "neither a number"),
+        (["scenes", "layer2:3", "--penalty", "nothing-like-it"], "no penalty"),
+        (["scenes", "layer2:3", "--out", "a.gif"], "expected a file that ends in .png"),
+        (["scenes", "layer2:3", "--preview", "a.html"], "expected a file that ends in .png"),
+        (["scenes", "layer2:3", "--out", "nowhere/a.png"], "no folder"),
+    ],
+)
+def test_wrong_words_are_one_line(cli: Callable, tmp_path: Path, words: list[str], said: str) -> None:
+    done = cli("maximize", *words, "--steps", 1)
+    assert done.code == 2
+    assert said in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not [p for p in tmp_path.iterdir() if p.is_file()]
+
+
+def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    words = ["maximize", "scenes", "layer3:5", *QUICK, "--steps", "600", "--preview", "p.png", "--out"]
+    process = subprocess.Popen([*CLI, *words, "a.safetensors"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "p.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    said = err.strip().splitlines()
+    assert "the same command goes on from there (a.state)" in said[-2]
+    assert said[-1] == "stopped"
+    assert not (tmp_path / "a.safetensors").exists()
+    again = subprocess.run([*CLI, *words, "a.safetensors"], cwd=tmp_path, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "p.png"]  # the state is gone
+    whole = subprocess.run([*CLI, *words, "b.safetensors"], cwd=tmp_path, capture_output=True, text=True)
+    assert whole.returncode == 0, whole.stderr
+    with safe_open(tmp_path / "a.safetensors", "pt") as a, safe_open(tmp_path / "b.safetensors", "pt") as b:
+        assert torch.equal(a.get_tensor("pixels"), b.get_tensor("pixels"))
+
+
+LAYERS = {"layer4", "layer3.0", "head"}
+NAMES = ("tabby, tabby cat", "German short-haired pointer", "layer4")
+
+
+@pytest.mark.parametrize(
+    ("text", "target"),
+    [
+        ("layer4:42", cs.Channel("layer4", 42)),
+        ("layer4:42@max", cs.Channel("layer4", 42, over="max")),
+        ("layer3.0:1@3,5", cs.Neuron("layer3.0", 1, 3, 5)),
+        ("layer3.0:1@center", cs.Neuron("layer3.0", 1)),
+        ("layer3.0", cs.Layer("layer3.0")),
+        ("tabby", cs.Logit(0)),
+        ("class:2", cs.Logit(2)),
+        ("1", cs.Logit(1)),
+        ("class:layer4", cs.Logit(2)),
+        ("probability:tabby", cs.Probability(0)),
+        ("margin:index=tabby,other=1", cs.Margin(0, 1)),
+        ("German short-haired pointer", cs.Logit(1)),
+        ("-layer4:1", -1 * cs.Channel("layer4", 1)),
+        ("layer4:1 - 0.5*tabby", cs.Channel("layer4", 1) - 0.5 * cs.Logit(0)),
+        ("layer4:1*2 + tabby - German short-haired pointer", 2 * cs.Channel("layer4", 1) + cs.Logit(0) - cs.Logit(1)),
+    ],
+)
+def test_targets_in_words(text: str, target: cs.Target) -> None:
+    assert read_target(text, NAMES, LAYERS) == target
+
+
+@pytest.mark.parametrize("text", ["", "layer5", "tabbi", "tabby - ", "class:3x", "probability:nobody"])
+def test_words_that_name_nothing(text: str) -> None:
+    with pytest.raises(cs.UsageError):
+        read_target(text, NAMES, LAYERS)
