@@ -52,7 +52,7 @@ class AttackMethod(Spec, kind="attack", abstract=True):
 
 def attacks() -> dict[str, type[AttackMethod]]:
     """All registered attacks by name."""
-    from convoscope.synthesis import adversarial_methods  # noqa: F401  registers them
+    from convoscope.synthesis import adversarial_methods, adversarial_minimal  # noqa: F401  registers them
 
     return registered("attack")  # type: ignore[return-value]
 
