@@ -68,6 +68,7 @@ _PUBLIC = {
     "synthesis.adversarial_methods": ["FGSM", "PGD"],
     "synthesis.adversarial_minimal": ["DeepFool"],
     "synthesis.adversarial_result": ["Attack"],
+    "synthesis.adversarial_universal": ["Universal"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],

@@ -7,7 +7,7 @@ from convoscope.core.errors import UsageError
 from convoscope.core.spec import parse_spec, registered
 from convoscope.images.base import Image, Penalty, Transform
 
-_MODULES = ("pixels",)  # those that hold images, transforms and penalties
+_MODULES = ("fourier", "pixels", "transforms")  # those that hold images, transforms and penalties
 _BASES = {"image": Image, "transform": Transform, "penalty": Penalty}
 
 

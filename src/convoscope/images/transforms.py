@@ -1,0 +1,95 @@
+"""How pictures are moved before a network sees them, so that what it likes cannot hang on single pixels.
+
+Each row is moved on its own, by numbers that depend on its key and the step. Where a picture ends, it is mirrored: there are
+no black borders.
+"""
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from convoscope.core.errors import UsageError
+from convoscope.core.spec import AtLeast
+from convoscope.images.base import Draws, PixelRows, Transform
+
+
+class Jitter(Transform):
+    """Shifts each picture by whole pixels, down and right, each from -pixels to pixels."""
+
+    pixels: Annotated[int, "largest shift along each axis", AtLeast(0)] = 8
+    border: Annotated[Literal["reflect", "wrap"], "what comes in: the picture mirrored, or its other end"] = "reflect"
+
+    def __call__(self, pixels: PixelRows, draws: Draws, step: int) -> PixelRows:
+        most, (height, width) = self.pixels, pixels.shape[2:]
+        if most == 0:
+            return pixels
+        if most >= min(height, width):
+            raise UsageError(f"jitter by {most} pixels takes a larger picture; got {height} x {width}")
+        shifts = _whole(draws.uniform((2,), ("jitter", most, step)), 2 * most + 1) - most
+        if self.border == "wrap":
+            moved = [torch.roll(row, shift, (1, 2)) for row, shift in zip(pixels, shifts.tolist(), strict=True)]
+            return torch.stack(moved)
+        wide = mirrored(pixels, most)
+        moved = [
+            row[:, most - down : most - down + height, most - right : most - right + width]
+            for row, (down, right) in zip(wide, shifts.tolist(), strict=True)
+        ]
+        return torch.stack(moved)
+
+
+class Spin(Transform):
+    """Turns and scales each picture about its middle, in one bilinear resampling."""
+
+    degrees: Annotated[float, "turned by up to so much either way", AtLeast(0)] = 10.0
+    scale: Annotated[float, "scaled by 1 - scale to 1 + scale", AtLeast(0)] = 0.1
+
+    def __call__(self, pixels: PixelRows, draws: Draws, step: int) -> PixelRows:
+        if self.scale >= 1:
+            raise UsageError(f"a picture scaled by 1 - {self.scale:g} is gone; expected a scale under 1")
+        if self.degrees == self.scale == 0:
+            return pixels
+        drawn = 2 * draws.uniform((2,), ("spin", self.degrees, self.scale, step)) - 1
+        angle, zoom = drawn[:, 0] * math.radians(self.degrees), 1 + self.scale * drawn[:, 1]
+        return resampled(pixels, _turn(angle, zoom, pixels.shape[2] / pixels.shape[3]), tuple(pixels.shape[2:]))
+
+
+def standard(size: int | tuple[int, int]) -> tuple[Transform, ...]:
+    """The transforms that suit pictures of a size: shifts, turns and scales in proportion, small ones for small pictures."""
+    side = size if isinstance(size, int) else min(size)
+    if side < 48:
+        return Jitter(min(4, side // 8)), Spin(5.0, 0.05)
+    return Jitter(min(16, side // 12)), Spin(10.0, 0.1)
+
+
+def mirrored(pixels: PixelRows, margin: int) -> PixelRows:
+    """Pictures with a margin in which they are mirrored about their outermost pixels.
+
+    As torch's reflection padding, whose gradient depends on the order of threads on a GPU.
+    """
+    for axis in (2, 3):
+        size = pixels.shape[axis]
+        before = pixels.narrow(axis, 1, margin).flip(axis)
+        after = pixels.narrow(axis, size - margin - 1, margin).flip(axis)
+        pixels = torch.cat([before, pixels, after], axis)
+    return pixels
+
+
+def resampled(pixels: PixelRows, theta: Float[Tensor, "rows 2 3"], size: tuple[int, int]) -> PixelRows:
+    """Pictures of `size` seen through affine maps, from places in the new one to places in the old, both -1..1."""
+    grid = F.affine_grid(theta, [len(pixels), pixels.shape[1], *size], align_corners=False)
+    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def _turn(angle: Tensor, zoom: Tensor, aspect: float) -> Float[Tensor, "rows 2 3"]:
+    """The map of a turn and a zoom about the middle, of pictures with this height over width."""
+    cos, sin, zero = angle.cos() / zoom, angle.sin() / zoom, torch.zeros_like(angle)
+    return torch.stack([cos, -sin * aspect, zero, sin / aspect, cos, zero], 1).view(-1, 2, 3)
+
+
+def _whole(uniform: Tensor, count: int) -> Tensor:
+    """Numbers uniform in 0..1 to whole ones from 0 to count - 1."""
+    return (uniform * count).long().clamp(max=count - 1)
