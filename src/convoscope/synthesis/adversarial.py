@@ -52,7 +52,7 @@ class AttackMethod(Spec, kind="attack", abstract=True):
 
 def attacks() -> dict[str, type[AttackMethod]]:
     """All registered attacks by name."""
-    from convoscope.synthesis import adversarial_methods, adversarial_minimal  # noqa: F401  registers them
+    from convoscope.synthesis import adversarial_methods, adversarial_minimal, adversarial_universal  # noqa: F401
 
     return registered("attack")  # type: ignore[return-value]
 
@@ -204,7 +204,7 @@ def attack(
     where `labels` are given. `method` is a name (`attacks()` lists them), `name:setting=value` or an AttackMethod; `settings`
     (`epsilon`, `norm`, `steps`, ...) replace its own. `epsilon` is in pixels 0..1. The network is untouched afterwards, and
     the same seed gives the same images for any batch size up to rounding. `progress` is called with (passes done, at most
-    how many).
+    how many). With `method="universal"`, `x` is a data set, anything `open_dataset` takes, or a tensor of inputs.
     """
     network = network if isinstance(network, Network) else Network(network)
     started = time.perf_counter()
@@ -213,6 +213,12 @@ def attack(
         raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1, or 'auto'")
     if target is not None and labels is not None:
         raise UsageError("give a target to go to, or the labels to leave; not both")
+    from convoscope.synthesis.adversarial_universal import Universal, universal
+
+    if isinstance(chosen, Universal):
+        if labels is not None:
+            raise UsageError("a universal perturbation is away from what the network says, or to a target; it takes no labels")
+        return universal(network, x, chosen, target, seed, batch_size, progress)
     with undisturbed(network.plain):
         images = network.check(x if isinstance(x, Tensor) else network.read(x)).detach().clone()
         chosen = chosen.settled(images[0].numel())
@@ -226,7 +232,7 @@ def attack(
             total = len(images) * (chosen.evaluations() + 3)
             session.progress = lambda _: progress(min(session.evaluations, total), total)
         parts = [chosen.perturb(whole.some(rows)) for rows in torch.arange(len(images)).split(session.batch_size)]
-        found = _result(whole, torch.cat(parts), before)
+        found = result_of(whole, torch.cat(parts), before)
     about = {"method": chosen, "network": network, "seed": seed, "evaluations": session.evaluations}
     return Attack(**found, goal=goal.classes, targeted=goal.targeted, seconds=time.perf_counter() - started, **about)
 
@@ -281,7 +287,7 @@ def goal_of(network: Network, before: Outputs, target: Any, labels: Any) -> Goal
     return Goal(classes if len(classes) == len(before) else classes.expand(len(before)).clone(), labels is None)
 
 
-def _result(trial: Trial, delta: Tensor, before: Outputs) -> dict[str, Any]:
+def result_of(trial: Trial, delta: Tensor, before: Outputs) -> dict[str, Any]:
     """What came of a change, looked at once more: as it is, and as a picture of 8 bits."""
     delta = trial.within(delta, float("inf"), "linf")
     after = trial.logits(delta)

@@ -28,7 +28,8 @@ class Attack:
     `inputs` are in the network's input space, `pixels` and `clean` in 0..1. `before` and `after` are the probabilities of all
     classes, `saved` those of the images rounded to the 256 levels of a picture file. `success` says which reached the goal,
     `saved_success` which still do so when rounded. `goal` is the class to go to, or, untargeted, the class to leave. `linf`
-    and `l2` are norms of the perturbation in pixels. `evaluations` counts passes of one image.
+    and `l2` are norms of the perturbation in pixels. `evaluations` counts passes of one image. Of a
+    universal perturbation, `universal` is it, the images are held-out ones, and `notes` has the fooling rates.
     """
 
     method: Spec
@@ -49,6 +50,7 @@ class Attack:
     evaluations: int
     seconds: float
     notes: dict[str, Any] | None = None
+    universal: Float[Tensor, "channels height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -129,9 +131,9 @@ class Attack:
     def tensors(self) -> dict[str, Tensor]:
         """The tensors by name, on the CPU."""
         names = ("inputs", "pixels", "clean", "before", "after", "saved", "success", "saved_success", "goal", "linf", "l2")
-        return {n: getattr(self, n).detach().cpu().contiguous() for n in names} | {
-            "perturbation": self.perturbation.detach().cpu().contiguous()
-        }
+        found = {n: getattr(self, n) for n in names} | {"perturbation": self.perturbation}
+        found |= {} if self.universal is None else {"universal": self.universal}
+        return {n: t.detach().cpu().contiguous() for n, t in found.items()}
 
     def metadata(self) -> dict[str, str]:
         """What made them, for the header of a file."""
