@@ -69,11 +69,12 @@ def test_wrong_words_are_one_line(cli: Callable, tmp_path: Path, words: list[str
 
 
 def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = ["maximize", "scenes", "layer3:5", *QUICK, "--steps", "600", "--preview", "p.png", "--out"]
+    words = ["maximize", "scenes", "layer3:5", *QUICK, "--steps", "800", "--preview", "p.png", "--out"]
     process = subprocess.Popen([*CLI, *words, "a.safetensors"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "p.png").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
+    time.sleep(0.4)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -88,6 +89,7 @@ def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(tmp_path: Path) -> 
     assert whole.returncode == 0, whole.stderr
     with safe_open(tmp_path / "a.safetensors", "pt") as a, safe_open(tmp_path / "b.safetensors", "pt") as b:
         assert torch.equal(a.get_tensor("pixels"), b.get_tensor("pixels"))
+        assert json.loads(a.metadata()["convoscope"])["diagnostics"]["continued from step"] > 0
 
 
 LAYERS = {"layer4", "layer3.0", "head"}

@@ -19,9 +19,7 @@ def maximize(
             "class), log-probability:tabby, or a sum in quotes: '0.8*layer4:7 - 0.2*layer3:5'.",
         ),
     ],
-    image: Annotated[
-        str | None, typer.Option(metavar="NAME[:SETTINGS]", help="What is optimized, such as pixels or fourier.")
-    ] = None,
+    image: Annotated[str, typer.Option(metavar="NAME[:SETTINGS]", help="What is optimized: fourier, pixels, ...")] = "fourier",
     size: syn.Size = None,
     steps: syn.Steps = 256,
     copies: Annotated[int, typer.Option(min=1, help="Pictures for each target, from different starts.")] = 1,
@@ -61,7 +59,6 @@ def maximize(
 
     chosen = image_of(image, size)
     settings = {"transforms": syn.parsed("transform", transform), "penalties": syn.parsed("penalty", penalty) or ()}
-    settings = {k: v for k, v in settings.items() if v is not None}
     net = opt.load_network(model, arch, weights, allow_partial, device)
     wanted = [target_of(net, text) for text in targets]
     made = making(

@@ -116,6 +116,8 @@ class Making:
         except KeyboardInterrupt:
             if self.done[0] and self.store is not None:
                 note(f"stopped at {100 * self.done[0] // self.done[1]} %; the same command goes on from there ({self.store})")
+            elif self.own and self.store is not None:
+                _forget(self.store)
             raise
         if hasattr(made, "pixels"):
             self._show(made.pixels)

@@ -7,8 +7,9 @@ from typing import Any
 from torch import nn
 
 from convoscope.core.errors import UsageError
-from convoscope.images import known, of
-from convoscope.images.base import Image
+from convoscope.images import of
+from convoscope.images.base import Image, Transform, image_size
+from convoscope.images.transforms import standard
 from convoscope.network import Network
 from convoscope.synthesis.ascent import ascend
 from convoscope.synthesis.result import Synthesis
@@ -18,17 +19,24 @@ from convoscope.targets.text import read_target
 
 def maximize(
     network: Network | nn.Module, targets: Target | int | str | Sequence[Any], image: Image | str | None = None, *,
-    size: int | tuple[int, int] | None = None, **settings: Any,
+    size: int | tuple[int, int] | None = None, transforms: Sequence[Transform | str] | None = None, **settings: Any,
 ) -> Synthesis:  # fmt: skip
     """Pictures that raise targets: one for each, or `copies=` of them (Erhan et al. 2009; Simonyan et al. 2014, eq. 1).
 
     `targets` is a Target, a class number, words such as "tabby", "layer4:42" or "layer4:7 - 0.2*layer3:5"
-    (`targets/text.py`), or a list of these; `image` a parametrization or its name, `size` its side or (height, width). All
-    other settings are those of `ascend`.
+    (`targets/text.py`), or a list of these; `image` a parametrization or its name (default: Fourier), `size` its side or
+    (height, width), `transforms` how pictures are moved before the network sees them (default: what suits the size; `()`: not
+    at all). All other settings are those of `ascend`.
+
+    Units whose rectifier is behind them show more: `layer3.1.bn2:12` is what `layer3.1` adds before it is cut off at zero.
+    Simonyan's class model is `maximize(net, 281, "pixels", start="black", transforms=(), penalties=[L2])`.
     """
     network = network if isinstance(network, Network) else Network(network)
     chosen = targets if isinstance(targets, list | tuple) else [targets]
-    return ascend(network, [target_of(network, t) for t in chosen], image_of(image, size), **settings)
+    image = image_of(image, size)
+    if transforms is None:
+        transforms = standard(image_size(getattr(image, "size", None), network.size))
+    return ascend(network, [target_of(network, t) for t in chosen], image, transforms=transforms, **settings)
 
 
 def target_of(network: Network, which: Any) -> Target:
@@ -42,7 +50,7 @@ def target_of(network: Network, which: Any) -> Target:
 
 def image_of(image: Image | str | None, size: int | tuple[int, int] | None = None) -> Image:
     """The parametrization that a name stands for, of that size; None is the one to begin with."""
-    chosen = of("image", ("fourier" if "fourier" in known("image") else "pixels") if image is None else image)
+    chosen = of("image", "fourier" if image is None else image)
     if size is None:
         return chosen
     if not hasattr(chosen, "size"):

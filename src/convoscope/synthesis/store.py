@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from convoscope.files import make_folder, replaced
+
+FORMAT = "convoscope.ascent/1"
 
 
 class Stored:
@@ -23,14 +26,11 @@ class Stored:
     def of(cls, run: Any, rows: Any) -> "Stored":
         """The state of these rows of a run, in the run's folder."""
         make_folder(run.store)
-        said = {
-            "network": run.network.hash, "image": run.image.to_dict(), "space": [run.space.channels, *run.space.size],
-            "dtype": str(run.space.dtype), "steps": run.steps, "rate": run.rate, "optimizer": run.optimizer,
-            "transforms": [t.to_dict() for t in run.transforms], "penalties": [p.to_dict() for p in run.penalties],
-            "expert": repr(run.expert), "weight": run.expert_weight, "views": run.views, "redirect": run.redirect,
-            "seed": run.seed, "rows": rows.rows, "batch": run.batch_size,
-            "targets": [rows.targets[int(n)].to_dict() for n in rows.numbers],
-            "start": run.start if isinstance(run.start, str) else _digest(run.start),
+        said = run.settings() | {
+            "format": FORMAT, "network": run.network.hash, "space": [run.space.channels, *run.space.size],
+            "input": [run.network.mean, run.network.std], "where": [str(run.space.dtype), run.space.device.type],
+            "rows": rows.rows, "batch": run.batch_size, "targets": [rows.targets[int(n)].to_dict() for n in rows.numbers],
+            "start": run.start if isinstance(run.start, str) else _digest([run.start]),
         }  # fmt: skip
         digest = hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=8).hexdigest()
         return cls(run.store / f"{digest}.ascent.safetensors", rows)
@@ -38,37 +38,52 @@ class Stored:
     def save(self, step: int) -> None:
         """Writes the state after `step` steps."""
         rows = self.rows
-        tensors: dict[str, Tensor] = {f"parameter.{k}": p.detach() for k, p in rows.parameters.items()}
-        tensors |= {f"update.{k}": t for k, t in rows.update.state().items()}
-        tensors |= {f"frame.{s}": f for s, f in rows.frames}
+        tensors = self._tensors() | {f"frame.{s}": f for s, f in rows.frames}
         if rows.history:
             tensors["history"] = torch.stack(rows.history)
-        about = {"step": str(step), "dead": str(int(rows.dead))}
         with replaced(self.path) as partial:
-            save_file({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata=about)
+            save_file({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata={"step": str(step)})
 
     def resume(self) -> int:
-        """Puts the rows where the file says; how many steps are done. A damaged file counts as none."""
-        if not self.path.is_file():
-            return 0
+        """Puts the rows where the file says; how many steps are done. A damaged file, or none, counts as none."""
         try:
             with safe_open(self.path, "pt") as file:
-                about = file.metadata() or {}
+                step = int((file.metadata() or {})["step"])
                 found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-        except (OSError, SafetensorError):
+        except (OSError, SafetensorError, KeyError, ValueError):
             return 0
-        rows, space = self.rows, self.rows.ascent.space
+        mine, history = self._tensors(), found.get("history", torch.zeros(0, len(self.rows.rows)))
+        if any(k not in found or found[k].shape != t.shape for k, t in mine.items()) or len(history) != step:
+            return 0
         with torch.no_grad():
-            for name, p in rows.parameters.items():
-                p.copy_(found[f"parameter.{name}"])
-        update = {k.removeprefix("update."): t for k, t in found.items() if k.startswith("update.")}
-        rows.update.restore({k: t.to(space.device) if t.dim() else t for k, t in update.items()})
-        rows.frames = sorted((int(k.removeprefix("frame.")), t) for k, t in found.items() if k.startswith("frame."))
-        rows.history = list(found["history"]) if "history" in found else []
-        rows.dead = about.get("dead") == "1"
-        return int(about["step"])
+            for name, tensor in mine.items():
+                tensor.copy_(found[name])
+        self.rows.frames = sorted((int(k.removeprefix("frame.")), t) for k, t in found.items() if k.startswith("frame."))
+        self.rows.history = list(history)
+        return step
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Parameters and the optimizer's memory: the tensors themselves."""
+        parameters = {f"parameter.{k}": p.detach() for k, p in self.rows.parameters.items()}
+        return parameters | {f"update.{k}": t for k, t in self.rows.update.state().items()}
 
 
-def _digest(pixels: Tensor) -> str:
-    raw = pixels.detach().cpu().contiguous().view(-1).view(torch.uint8)
-    return hashlib.blake2b(memoryview(raw.numpy()), digest_size=8).hexdigest()
+def identity(thing: Any) -> Any:
+    """What tells an expert from another, as JSON values: its settings, its `hash`, its weights, or else its name."""
+    if thing is None:
+        return None
+    if hasattr(thing, "to_dict"):
+        return thing.to_dict()
+    if isinstance(getattr(thing, "hash", None), str):
+        return [type(thing).__name__, thing.hash]
+    if isinstance(thing, nn.Module):
+        return [type(thing).__name__, _digest(list(thing.state_dict().values()))]
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
+
+
+def _digest(tensors: list[Tensor]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for tensor in tensors:
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(memoryview(raw.numpy()))
+    return digest.hexdigest()
