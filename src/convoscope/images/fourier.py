@@ -10,8 +10,8 @@ from torch import Tensor
 from convoscope.core.spec import AtLeast, Paper
 from convoscope.images.base import Draws, Image, Parameters, PixelRows, Space
 from convoscope.images.color import color_axes, colored, uncolored
+from convoscope.images.pixels import MARGIN
 
-MARGIN = 1e-3  # pure black and white have no logit
 CONTRAST = 0.25  # of the published code: with it a rate of 0.05 suits
 
 
