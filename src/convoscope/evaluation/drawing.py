@@ -1,0 +1,66 @@
+"""An evaluation as a picture and as a page."""
+
+import math
+from typing import TYPE_CHECKING
+
+from convoscope.evaluation.result import Evaluation
+from convoscope.show import scores as show
+from convoscope.show.figure import number
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SURE = 0.05
+BETTER = {1: "higher is better", -1: "lower is better", 0: "neither is better"}
+
+
+def scores_of(found: Evaluation) -> show.Scores:
+    """Means, intervals and what random maps reach."""
+    rows = {(r["metric"], r["method"]): r for r in found.rows()}
+    panels = []
+    for metric in found.metrics:
+        mine = [rows[metric.name, name] for name in found.names]
+        unit = mine[0]["unit"]
+        points = [
+            show.Point(r["mean"], r["low"], r["high"], math.isnan(r["p"]) or (r["p"] <= SURE and r["skill"] > 0)) for r in mine
+        ]
+        null = rows[metric.name, "random"]["mean"] if "random" in found.nulls else math.nan
+        panels.append(show.Panel(metric.title, f"{BETTER[metric.direction]}; {unit}", points, null))
+    images = found.scores.shape[-1]
+    about = [f"{found.network}, {images} image{'s' if images != 1 else ''}; means with 95 % bootstrap intervals over images"]
+    if "random" in found.nulls:
+        about.append(
+            "dashed: random maps; filled points are better than those (paired test over images, Holm, p <= 0.05), hollow ones "
+            "are not shown to be"
+        )
+    return show.Scores("Can these maps be trusted?", about, found.names, panels, found.nulls)
+
+
+def picture(found: Evaluation) -> "Image.Image":
+    """One panel for each metric."""
+    return show.figure(scores_of(found))
+
+
+def page(found: Evaluation, command: str = "") -> str:
+    """The picture with the table of its numbers."""
+    header = ("metric", "method", "mean", "95 % interval", "skill over random", "p", "images")
+    rows = [
+        (
+            r["metric"], r["method"], number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}", number(r["skill"]),
+            number(r["p"]), str(r["images"]),
+        )
+        for r in found.rows()
+    ]  # fmt: skip
+    rows = [tuple("" if cell in ("nan", "nan to nan") else cell for cell in row) for row in rows]
+    notes = [f"Left out {name} by {metric}: {reason}" for (metric, name), reason in found.left_out.items()]
+    notes.append(f"{found.passes:,} forward passes of one image in {found.seconds:.1f} s, {found.explained:,} for the maps.")
+    return show.page(scores_of(found), rows, header, notes, command)
+
+
+def fragment(found: Evaluation) -> str:
+    """For notebooks: the picture."""
+    import numpy as np
+
+    from convoscope.show.html import webp
+
+    return f'<img alt="{found!r}" src="{webp(np.asarray(picture(found)), 92)}" style="max-width: 100%">'

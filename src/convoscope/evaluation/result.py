@@ -1,0 +1,177 @@
+"""What an evaluation returns: every score, and tables that say how sure they are."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convoscope.core.errors import UsageError
+from convoscope.evaluation.base import Metric
+from convoscope.evaluation.statistics import adjusted, interval, mean_of, paired
+from convoscope.files import check_writable, replaced, write_text
+
+
+@dataclass
+class Evaluation:
+    """Scores `(metrics, methods, images)`; NaN where a metric is not defined. `left_out` says why a method has none.
+
+    `passes` are the forward passes of one image that the metrics took, `explained` those of the methods' own maps.
+    """
+
+    metrics: Sequence[Metric]
+    names: Sequence[str]
+    nulls: Sequence[str]
+    scores: Float[Tensor, "metrics methods images"]
+    units: Sequence[str]
+    left_out: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    network: str = ""
+    network_hash: str = ""
+    seed: int = 0
+    passes: int = 0
+    seconds: float = 0.0
+    explained: int = 0
+
+    def __repr__(self) -> str:
+        m, n, i = self.scores.shape
+        return f"Evaluation({n} methods by {m} metrics on {i} images of {self.network})"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row for each metric and method: mean, 95 % interval, and how it stands to random maps.
+
+        `skill` is the mean of how much better than the random map the method is, image by image, in the metric's own unit,
+        positive is better; `p` says how likely so large a mean is by chance, Holm's correction made over the methods.
+        """
+        found = []
+        for k, metric in enumerate(self.metrics):
+            low, high = interval(self.scores[k], self.seed)
+            means = mean_of(self.scores[k])
+            skills, p = self._skill(k, metric)
+            for n, name in enumerate(self.names):
+                found.append({
+                    "metric": metric.name, "method": name, "mean": float(means[n]), "low": float(low[n]),
+                    "high": float(high[n]), "images": int((~self.scores[k, n].isnan()).sum()), "skill": skills[n], "p": p[n],
+                    "unit": self.units[k], "direction": metric.direction,
+                })  # fmt: skip
+        return found
+
+    def table(self) -> Any:
+        """The rows as a pandas DataFrame. Raises UsageError without pandas."""
+        try:
+            import pandas
+        except ImportError:
+            raise UsageError("tables need pandas (pip install pandas); rows() gives the same in plain rows") from None
+        return pandas.DataFrame(self.rows())
+
+    def compare(self, metric: str, a: str, b: str) -> tuple[float, float]:
+        """The mean difference of two methods by a metric, better is positive, and its p-value."""
+        k, first, second = self._number(metric), self._method(a), self._method(b)
+        difference = (self.scores[k, first] - self.scores[k, second]) * (self.metrics[k].direction or 1)
+        return float(difference.nanmean()), paired(self.scores[k, first], self.scores[k, second], self.seed)
+
+    def ranking(self, metric: str) -> list[str]:
+        """The methods from best to worst by the mean of a metric; those without a score last."""
+        k = self._number(metric)
+        means = mean_of(self.scores[k]) * (self.metrics[k].direction or 1)
+        order = torch.where(means.isnan(), -torch.inf, means).argsort(descending=True, stable=True)
+        return [self.names[int(i)] for i in order]
+
+    def joined(self, other: "Evaluation") -> "Evaluation":
+        """The same methods and metrics on the images of both. Raises UsageError where scores cannot be averaged."""
+        for what in ("metrics", "names", "units", "network_hash"):
+            ours, theirs = getattr(self, what), getattr(other, what)
+            if ours != theirs:
+                raise UsageError(f"these evaluations differ in their {what}, and have no common mean: {ours} and {theirs}")
+        from dataclasses import replace
+
+        return replace(
+            self, scores=torch.cat([self.scores, other.scores], -1), passes=self.passes + other.passes,
+            seconds=self.seconds + other.seconds, explained=self.explained + other.explained,
+            left_out={**self.left_out, **other.left_out},
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """The rows, every score and what was left out, as JSON values."""
+        return {
+            "network": {"name": self.network, "hash": self.network_hash},
+            "seed": self.seed,
+            "metrics": [m.to_dict() for m in self.metrics],
+            "methods": list(self.names),
+            "rows": [{k: _plain(v) for k, v in row.items()} for row in self.rows()],
+            "scores": [[[_plain(v) for v in row] for row in metric] for metric in self.scores.tolist()],
+            "left_out": [{"metric": m, "method": n, "reason": r} for (m, n), r in self.left_out.items()],
+            "passes": self.passes,
+            "explained": self.explained,
+            "seconds": self.seconds,
+        }
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the scores (`.json`), the rows (`.csv`), or a table of them (`.html`, `.png`); the file is whole or absent."""
+        path = Path(path)
+        ending = path.suffix.lower()
+        if ending not in (".json", ".csv", ".html", ".htm", ".png"):
+            raise UsageError(f"cannot save {str(path)!r}: expected .json, .csv, .html or .png")
+        check_writable(path)
+        if ending == ".json":
+            write_text(path, json.dumps(self.to_dict(), indent=1))
+        elif ending == ".csv":
+            write_text(path, self._csv())
+        elif ending == ".png":
+            with replaced(path) as partial:
+                self.image().save(partial, format="PNG")
+        else:
+            from convoscope.evaluation import drawing
+
+            write_text(path, drawing.page(self))
+        return path
+
+    def image(self) -> Any:
+        """The table as a picture: every metric a column, every method a row, with intervals."""
+        from convoscope.evaluation import drawing
+
+        return drawing.picture(self)
+
+    def _repr_html_(self) -> str:
+        from convoscope.evaluation import drawing
+
+        return drawing.fragment(self)
+
+    def _csv(self) -> str:
+        import csv
+        import io
+
+        text, rows = io.StringIO(), self.rows()
+        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return text.getvalue()
+
+    def _skill(self, k: int, metric: Metric) -> tuple[list[float], list[float]]:
+        nothing = [float("nan")] * len(self.names)
+        if "random" not in self.nulls or not metric.direction:
+            return nothing, nothing
+        null = self.scores[k, list(self.names).index("random")]
+        skills = [float(((row - null) * metric.direction).nanmean()) for row in self.scores[k]]
+        own = [i for i, name in enumerate(self.names) if name != "random"]
+        raw = torch.tensor([paired(self.scores[k, i], null, self.seed) for i in own], dtype=torch.float64)
+        p = dict(zip(own, adjusted(raw).tolist(), strict=True))
+        return skills, [p.get(i, float("nan")) for i in range(len(self.names))]
+
+    def _number(self, metric: str) -> int:
+        names = [m.name for m in self.metrics]
+        if metric not in names:
+            raise UsageError(f"no metric {metric!r} here; there are {', '.join(names)}")
+        return names.index(metric)
+
+    def _method(self, name: str) -> int:
+        if name not in self.names:
+            raise UsageError(f"no method {name!r} here; there are {', '.join(self.names)}")
+        return list(self.names).index(name)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value

@@ -1,0 +1,189 @@
+"""What every metric has to pass: a case with a known answer, its opposite, maps that say nothing, and harmless changes."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from convoscope.core.spec import Spec, fields_of
+from convoscope.evaluation import Case, Metric
+from convoscope.evaluation.base import seeded
+from convoscope.evaluation.evaluate import metric_of
+from convoscope.evaluation.nulls import noise
+from convoscope.network import Network
+from convoscope.targets import Logit
+from convoscope.testing.untouched import unchanged
+
+IMAGES, SIDE, NULLS = 3, 12, 24
+CLOSE = 1e-9
+
+
+class Linear(nn.Module):
+    """Two classes, the second the sum of each pixel times its weight: all that a map can say of it is known."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x * self.weights).flatten(1).sum(1)
+        return torch.stack([-score, score], 1)
+
+
+def oracle(channels: int = 1, images: int = IMAGES, side: int = SIDE) -> tuple[Case, Tensor]:
+    """A case of a linear network on pictures of noise, and the one true map of each image from a baseline of zeros.
+
+    The weights are positive on an object and negative elsewhere, the true map is weight times input, the truth the object.
+    """
+    g = torch.Generator().manual_seed(5)
+    truth = torch.zeros(images, side, side, dtype=torch.bool)
+    weights = torch.zeros(channels, side, side, dtype=torch.float64)
+    truth[:, side // 4 : side // 4 * 3, side // 3 : side // 3 * 2] = True
+    weights[:, truth[0]] = torch.rand(channels, int(truth[0].sum()), generator=g, dtype=torch.float64) + 0.2
+    weights = weights / weights.sum() * 4
+    weights[:, ~truth[0]] = -2 / (~truth[0]).sum() / channels  # the ground speaks against
+    x = torch.rand(images, channels, side, side, generator=g, dtype=torch.float64) * 0.8 + 0.2
+    exact = (x * weights).sum(1)
+    network = Network(Linear(weights), size=side, channels=channels, name="linear")
+    case = Case(network, x, Logit(1), exact[None], ("exact",), truth=truth, batch_size=7)
+    return case, exact
+
+
+def _with(case: Case, maps: Tensor, **changes: object) -> Case:
+    settings: dict = {
+        "network": case.network, "x": case.x, "target": case.target, "truth": case.truth, "places": case.places,
+        "seed": case.seed, "batch_size": case.batch_size, **changes,
+    }  # fmt: skip
+    return Case(maps=maps, names=tuple(map(str, range(len(maps)))), **settings)
+
+
+def _shuffled(maps: Tensor, number: int) -> Tensor:
+    """The same values at other places, for each image in its own way."""
+    flat = maps.flatten(1)
+    orders = [torch.randperm(flat.shape[1], generator=seeded(9, "shuffled", number, i)) for i in range(len(flat))]
+    return torch.stack([row[order] for row, order in zip(flat, orders, strict=True)]).view_as(maps)
+
+
+def _better(metric: Metric, a: Tensor, b: Tensor) -> Tensor:
+    return (a - b) * metric.direction
+
+
+def _surpasses(metric: Metric, scores: Tensor) -> bool:
+    """Whether the first method is better than the second for each image; no score is worse than any."""
+    other = torch.nan_to_num(scores[1], nan=-torch.inf * metric.direction)
+    return bool((_better(metric, scores[0], other) > 0).all())
+
+
+# ---------------------------------------------------------------- the laws
+def _knows_the_truth(metric: Metric, case: Case, exact: Tensor) -> None:
+    nulls = torch.stack([_shuffled(exact, k) for k in range(NULLS)])
+    scores = metric.score(_with(case, torch.cat([exact[None], nulls])))
+    assert scores.shape == (NULLS + 1, IMAGES), f"scores of shape {tuple(scores.shape)}; expected (methods, images)"
+    assert not scores[0].isnan().any(), "the exact map has no score"
+    worse = _better(metric, scores[:1].mean(-1), scores[1:].mean(-1))
+    assert (worse > 0).all(), f"{int((worse <= 0).sum())} of {NULLS} shuffled maps are judged at least as good as the exact one"
+
+
+def _knows_the_opposite(metric: Metric, case: Case, exact: Tensor) -> None:
+    scores = metric.score(_with(case, torch.stack([exact, -exact])))
+    assert _surpasses(metric, scores), f"the exact map {scores[0].tolist()}, its negative {scores[1].tolist()}"
+
+
+def _constant_maps_are_not_best(metric: Metric, case: Case, exact: Tensor) -> None:
+    for value in (0.0, 1.0):
+        scores = metric.score(_with(case, torch.stack([exact, torch.full_like(exact, value)])))
+        assert _surpasses(metric, scores), f"a map of {value:g} {scores[1].tolist()}, the exact one {scores[0].tolist()}"
+
+
+def _batch_mates_do_not_matter(metric: Metric, case: Case, exact: Tensor) -> None:
+    maps = torch.stack([exact, noise(case.x, case.places, 9)])
+    whole = metric.score(_with(case, maps))
+    strange = maps.clone()
+    strange[:, 0] *= 100
+    after = metric.score(_with(case, strange))
+    _same(after[:, 1:], whole[:, 1:], "another image's map was scaled")
+    for i in range(IMAGES):
+        truth = None if case.truth is None else case.truth[i : i + 1]
+        alone = metric.score(_with(case, maps[:, i : i + 1], x=case.x[i : i + 1], truth=truth, places=(case.places[i],)))
+        _same(alone[:, 0], whole[:, i], f"image {i} alone")
+    for m in range(2):
+        _same(metric.score(_with(case, maps[m : m + 1]))[0], whole[m], f"method {m} alone")
+
+
+def _batch_size_does_not_matter(metric: Metric, case: Case, exact: Tensor) -> None:
+    scores = [metric.score(_with(case, exact[None], batch_size=size)) for size in (1, 7, 64)]
+    for other in scores[1:]:
+        _same(other, scores[0], "another batch size")
+
+
+def _scale_does_not_matter(metric: Metric, case: Case, exact: Tensor) -> None:
+    if not metric.scale_free:
+        return
+    maps = torch.stack([exact, noise(case.x, case.places, 9)])
+    whole = metric.score(_with(case, maps))
+    for factor in (1e-6, 3.0, 1e6):
+        _same(metric.score(_with(case, maps * factor)), whole, f"maps times {factor:g}")
+
+
+def _same_seed_same_score(metric: Metric, case: Case, exact: Tensor) -> None:
+    a, b = (metric.score(_with(case, exact[None])) for _ in range(2))
+    assert torch.equal(a, b), "the same seed gave other scores"
+
+
+def _nothing_is_changed(metric: Metric, case: Case, exact: Tensor) -> None:
+    maps, before = exact[None].clone(), exact[None].clone()
+    with unchanged(case.network.module, case.x, "after a metric"):
+        metric.score(_with(case, maps))
+    assert torch.equal(maps, before), "the metric changed the maps it was given"
+
+
+def _within_its_range(metric: Metric, case: Case, exact: Tensor) -> None:
+    maps = torch.stack([exact, -exact, torch.zeros_like(exact), noise(case.x, case.places, 9) - 0.5, exact * 1e30])
+    scores = metric.score(_with(case, maps))
+    low, high = metric.range
+    known = scores[~scores.isnan()]
+    assert known.isfinite().all(), f"scores that are not finite: {scores.tolist()}"
+    assert ((known >= low - 1e-9) & (known <= high + 1e-9)).all(), f"scores outside {low:g} to {high:g}: {scores.tolist()}"
+
+
+def _is_described(metric: Metric, case: Case, exact: Tensor) -> None:
+    assert Spec.from_dict(metric.to_dict()) == metric, "the metric does not come back from its own description"
+    for name in ("title", "family", "unit", "use", "drawback"):
+        assert getattr(metric, name, ""), f"the metric has no {name}"
+    assert type(metric).__doc__, "the metric has no docstring"
+    assert metric.passes(case) >= 0
+
+
+def _same(found: Tensor, expected: Tensor, what: str) -> None:
+    both = torch.isnan(found) & torch.isnan(expected)
+    error = torch.where(both, 0, (found - expected).abs() / expected.abs().clamp(min=1))
+    assert (error <= CLOSE).all(), f"{what}: {found.tolist()}, not {expected.tolist()}"
+
+
+METRIC_LAWS: dict[str, Callable[[Metric, Case, Tensor], None]] = {
+    law.__name__.strip("_").replace("_", " "): law
+    for law in (
+        _knows_the_truth, _knows_the_opposite, _constant_maps_are_not_best, _batch_mates_do_not_matter,
+        _batch_size_does_not_matter, _scale_does_not_matter, _same_seed_same_score, _nothing_is_changed, _within_its_range,
+        _is_described,
+    )
+}  # fmt: skip
+
+
+def _on_zeros(metric: Metric) -> Metric:
+    """The metric with the baseline and the target of which the answer is known."""
+    known = {"fill": 0.0, "baseline": 0.0, "of": "target"}
+    return replace(metric, **{f.name: known[f.name] for f in fields_of(type(metric)) if f.name in known})
+
+
+def check_metric(metric: Metric | str) -> None:
+    """Raises AssertionError naming the law that a metric breaks, on cases of which the answer is known."""
+    metric = _on_zeros(metric_of(metric))
+    for channels in (1, 3):
+        case, exact = oracle(channels)
+        for name, law in METRIC_LAWS.items():
+            try:
+                law(metric, case, exact)
+            except AssertionError as error:
+                raise AssertionError(f"{metric.name}, {channels} channels: {name}: {error}") from error
