@@ -13,6 +13,8 @@ from convoscope.cli import (
     dissect,
     explain,
     feature_maps,
+    fool,
+    generator,
     lists,
     maximize,
     merge,
@@ -67,10 +69,12 @@ app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(color.color)
 app.command()(maximize.maximize)
+app.command()(fool.fool)
 app.command()(merge.merge)
 app.command()(atlas.atlas)
 app.command()(concepts.concepts)
 app.command()(weights.weights)
 app.command("feature-maps")(feature_maps.feature_maps)
+app.add_typer(generator.app, name="generator")
 app.command()(scenes.scenes)
 app.command()(scenes.train)

@@ -60,7 +60,8 @@ class Group:
 
 @dataclass(frozen=True)
 class Strip:
-    """The groups, `across` of them in a row; tiles are `side` points wide and high. `picture` stands beside the title."""
+    """The groups, `across` of them in a row; tiles are `side` points wide and high. `picture` stands beside the title, `chart`,
+    at two pixels to a point, below the groups."""
 
     title: str
     groups: Sequence[Group]
@@ -70,6 +71,7 @@ class Strip:
     side: int = 64
     gap: int = 3
     picture: Tile | None = None
+    chart: Image.Image | None = None
 
 
 # ---- PNG
@@ -86,6 +88,8 @@ def figure(strip: Strip, zoom: int = 2) -> Image.Image:
     bodies = [max(_height(grid, strip) for g in row for grid in g.grids) for row in rows]
     top = _top(None, strip, across, zoom)
     down = 2 * MARGIN + top + sum(heads) + sum(bodies) + ROW * (len(rows) - 1)
+    if strip.chart is not None:
+        across, down = max(across, strip.chart.width / 2 + 2 * MARGIN), down + ROW + strip.chart.height / 2
     page = Image.new("RGB", (round(across * zoom), round(down * zoom)), PAPER)
     _top(page, strip, across, zoom)
     y = MARGIN + top
@@ -97,6 +101,9 @@ def figure(strip: Strip, zoom: int = 2) -> Image.Image:
                 _grid(page, grid, strip, x, y + head, zoom)
                 x += _across(grid, strip) + BETWEEN
         y += head + body + ROW
+    if strip.chart is not None:
+        shape = (strip.chart.width * zoom // 2, strip.chart.height * zoom // 2)
+        page.paste(strip.chart.resize(shape), (MARGIN * zoom, round(y * zoom)))
     return page
 
 
@@ -207,7 +214,7 @@ def page(strip: Strip, lede: str = "", command: str = "", least: int = 96) -> st
     return html.render(
         "strip.html", title=strip.title, lede=lede, about=strip.about, groups=[_group(g, least) for g in strip.groups],
         scale=_legend(strip.scale), command=command, side=strip.side, gap=strip.gap, picture=picture,
-        style=html.style("page.css", "strip.css"),
+        chart=None if strip.chart is None else _png(strip.chart), style=html.style("page.css", "strip.css"),
     )  # fmt: skip
 
 
@@ -235,5 +242,5 @@ def _tiles(grid: Grid, least: int) -> Iterator[dict[str, Any]]:
 def _png(pixels: Any) -> str:
     """Without loss."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "png", optimize=True)
+    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(buffer, "png", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
