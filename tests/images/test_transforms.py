@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import convoscope as cs
 from convoscope.images.base import Draws, Space, Transform
-from convoscope.images.transforms import Jitter, Spin, mirrored, resampled, standard
+from convoscope.images.transforms import Crops, Jitter, Noise, RandomCrop, Spin, mirrored, resampled, standard
 
 CPU = torch.device("cpu")
 
@@ -30,14 +30,17 @@ class Known(Draws):
     def uniform(self, shape: tuple[int, ...], draw: Any) -> Tensor:
         return torch.tensor(self.seed, dtype=torch.float64).view(-1, *shape)
 
+    normal = uniform
+
 
 def known(x: Tensor, *uniform: Any) -> Known:
     found = draws(x)
     return Known(uniform, found.keys, found.space)  # type: ignore[arg-type]
 
 
-IDENTITIES = [Jitter(0), Jitter(0, "wrap"), Spin(0, 0), Spin(degrees=0.0, scale=0.0)]
-MOVES = [Jitter(3), Jitter(4, "wrap"), Spin(), Spin(30, 0.3), *standard(224), *standard(32)]
+IDENTITIES = [Jitter(0), Jitter(0, "wrap"), Spin(0, 0), Spin(degrees=0.0, scale=0.0), Noise(0), RandomCrop((10, 13))]
+MOVES = [Jitter(3), Jitter(4, "wrap"), Spin(), Spin(30, 0.3), Crops(), Crops(0.5), *standard(224), *standard(32)]
+SHAPES = [*MOVES, Noise(), Noise(0.2, "uniform")]
 
 
 @pytest.mark.parametrize("transform", IDENTITIES, ids=str)
@@ -117,7 +120,7 @@ def test_there_are_no_black_borders() -> None:
         assert torch.allclose(transform(x, draws(x), 3), x, atol=1e-6)
 
 
-@pytest.mark.parametrize("transform", MOVES, ids=str)
+@pytest.mark.parametrize("transform", SHAPES, ids=str)
 def test_rows_are_moved_on_their_own(transform: Transform) -> None:
     x = pixels(4, (24, 31))
     whole = transform(x, draws(x), 7)
@@ -129,7 +132,7 @@ def test_rows_are_moved_on_their_own(transform: Transform) -> None:
     assert not torch.equal(transform(same, draws(same), 7)[0], transform(same, draws(same), 7)[1])
 
 
-@pytest.mark.parametrize("transform", MOVES, ids=str)
+@pytest.mark.parametrize("transform", SHAPES, ids=str)
 def test_seed_and_step_say_how(transform: Transform) -> None:
     x = pixels(2, (24, 31))
     found = [transform(x, draws(x, seed), step) for seed, step in ((0, 0), (0, 0), (1, 0), (0, 1))]
@@ -138,10 +141,46 @@ def test_seed_and_step_say_how(transform: Transform) -> None:
     assert not torch.equal(found[0], found[3])
 
 
-@pytest.mark.parametrize("transform", [Jitter(2), Jitter(2, "wrap"), Spin(20, 0.2)], ids=str)
+@pytest.mark.parametrize(
+    "transform", [Jitter(2), Jitter(2, "wrap"), Spin(20, 0.2), Crops(0.6, size=4), RandomCrop(3), Noise()], ids=str
+)
 def test_gradients(transform: Transform) -> None:
     x = pixels(2, (5, 6), 1).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: transform(p, draws(x), 0), [x])
+
+
+def test_a_box_is_where_it_was_drawn() -> None:
+    """Half the picture, moved by a quarter of it: whole pixels, and boxes that would reach over the border end there."""
+    x = pixels(3, (8, 16))
+    drawn = known(x, (0.0, 0.0, 0.0), (0.0, -1.0, 1.0), (0.0, 9.0, -9.0))
+    found = Crops(0.5, spread=0.1, around=0.25, size=(4, 8))(x, drawn, 0)
+    assert torch.allclose(found[0], x[0, :, 2:6, 4:12], atol=1e-12)
+    assert torch.allclose(found[1], x[1, :, 0:4, 8:16], atol=1e-12)
+    assert torch.allclose(found[2], x[2, :, 4:8, 0:8], atol=1e-12)
+    whole = Crops(1.0, spread=0, around=0.3)(x, draws(x), 0)
+    assert torch.allclose(whole, x, atol=1e-12)
+    shares = torch.arange(16).double().expand(1, 1, 16, 16)
+    widths = [float(Crops(0.5, 0.2)(shares, draws(shares, s), 0).diff(dim=3).mean()) for s in range(200)]
+    assert 0.48 < sum(widths) / 200 < 0.52  # the mean share
+    assert 0.15 < torch.tensor(widths).std() < 0.25
+
+
+def test_a_window_is_whole() -> None:
+    x = pixels(3, (6, 9))
+    found = RandomCrop((4, 5))(x, known(x, (0.0, 0.0), (0.5, 0.5), (0.999, 0.999)), 0)
+    for row, (top, left) in enumerate(((0, 0), (1, 2), (2, 4))):
+        assert torch.equal(found[row], x[row, :, top : top + 4, left : left + 5])
+    with pytest.raises(cs.UsageError, match="a window of 7 x 7 takes a larger picture; got 6 x 9"):
+        RandomCrop(7)(x, draws(x), 0)
+
+
+def test_noise_is_as_much_as_it_says() -> None:
+    x = torch.full((2, 3, 40, 40), 0.5, dtype=torch.float64)
+    for distribution, deviation in (("normal", 0.3), ("uniform", 0.3 / math.sqrt(3))):
+        noise = Noise(0.3, distribution)(x, draws(x), 0) - x  # type: ignore[arg-type]
+        assert noise.std() == pytest.approx(deviation, rel=0.03)
+        assert noise.mean() == pytest.approx(0, abs=0.01)
+    assert Noise(0.3, "uniform")(x, draws(x), 0).sub(x).abs().max() <= 0.3
 
 
 def test_resampling_nothing() -> None:

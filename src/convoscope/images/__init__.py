@@ -7,7 +7,7 @@ from convoscope.core.errors import UsageError
 from convoscope.core.spec import parse_spec, registered
 from convoscope.images.base import Image, Penalty, Transform
 
-_MODULES = ("fourier", "pixels", "transforms")  # those that hold images, transforms and penalties
+_MODULES = ("code", "cppn", "fourier", "laplacian", "maco", "penalties", "pixels", "transforms")
 _BASES = {"image": Image, "transform": Transform, "penalty": Penalty}
 
 

@@ -59,11 +59,12 @@ class Image(Spec, kind="image", abstract=True):
     """A parametrization of pictures: what is optimized, and how pixels come out of it.
 
     Rows are pictures that know nothing of each other. `size` is a side, (height, width), or None for the network's own.
-    `rate` and `optimizer` are those of an ascent where nobody says.
+    `rate`, `optimizer` and `views` are those of an ascent where nobody says.
     """
 
     rate: ClassVar[float] = 0.05
     optimizer: ClassVar[str] = "adam"
+    views: ClassVar[int] = 1
 
     def begin(self, space: Space, draws: Draws) -> Parameters:
         """The parameters of a fresh start, `(rows, ...)` each, drawn at random."""
@@ -79,6 +80,10 @@ class Image(Spec, kind="image", abstract=True):
 
     def settle(self, parameters: Parameters, space: Space, step: int) -> None:
         """Brings parameters back, in place, to where they are allowed, after each step from 0."""
+
+    def transforms(self, size: tuple[int, int], seen: tuple[int, int]) -> "tuple[Transform, ...] | None":
+        """How pictures of a size are best moved for a network that takes `seen`; None: like any others of their size."""
+        return None
 
 
 class Transform(Spec, kind="transform", abstract=True):

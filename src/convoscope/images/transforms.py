@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from convoscope.core.errors import UsageError
 from convoscope.core.spec import AtLeast
-from convoscope.images.base import Draws, PixelRows, Transform
+from convoscope.images.base import Draws, PixelRows, Transform, image_size
 
 
 class Jitter(Transform):
@@ -55,6 +55,58 @@ class Spin(Transform):
         drawn = 2 * draws.uniform((2,), ("spin", self.degrees, self.scale, step)) - 1
         angle, zoom = drawn[:, 0] * math.radians(self.degrees), 1 + self.scale * drawn[:, 1]
         return resampled(pixels, _turn(angle, zoom, pixels.shape[2] / pixels.shape[3]), tuple(pixels.shape[2:]))
+
+
+class Crops(Transform):
+    """A box of each picture, resized: what a network sees must be in a part of the picture too (Fel et al. 2023).
+
+    The sides of a box are a share of the picture's, drawn around `share`, its middle around the middle of the picture; boxes
+    that reach over the border are moved in.
+    """
+
+    share: Annotated[float, "mean of a box's side over the picture's", AtLeast(0)] = 0.25
+    spread: Annotated[float, "standard deviation of that", AtLeast(0)] = 0.1
+    around: Annotated[float, "standard deviation of its middle from the picture's, in sides of the picture", AtLeast(0)] = 0.15
+    size: Annotated[int | tuple | None, "side in pixels or (height, width) of what is seen; None: that of the picture"] = None
+
+    def __call__(self, pixels: PixelRows, draws: Draws, step: int) -> PixelRows:
+        drawn = draws.normal((3,), ("crops", self.share, self.spread, self.around, step))
+        side = (self.share + self.spread * drawn[:, 0]).clamp(0.05, 1)
+        free = 1 - side  # of -1..1, how far a box may be from the middle
+        down, right = (torch.minimum(torch.maximum(2 * self.around * drawn[:, k], -free), free) for k in (1, 2))
+        zero = torch.zeros_like(side)
+        theta = torch.stack([side, zero, right, zero, side, down], 1).view(-1, 2, 3)
+        return resampled(pixels, theta, image_size(self.size, (pixels.shape[2], pixels.shape[3])))
+
+
+class RandomCrop(Transform):
+    """A window of each picture, of `size` pixels, anywhere in it, without resampling."""
+
+    size: Annotated[int | tuple, "side in pixels or (height, width)"]
+
+    def __call__(self, pixels: PixelRows, draws: Draws, step: int) -> PixelRows:
+        height, width = image_size(self.size, None)
+        if height > pixels.shape[2] or width > pixels.shape[3]:
+            raise UsageError(
+                f"a window of {height} x {width} takes a larger picture; got {pixels.shape[2]} x {pixels.shape[3]}"
+            )
+        drawn = draws.uniform((2,), ("window", height, width, step))
+        top, left = (_whole(drawn[:, k], pixels.shape[2 + k] - n + 1).tolist() for k, n in enumerate((height, width)))
+        return torch.stack([row[:, y : y + height, x : x + width] for row, y, x in zip(pixels, top, left, strict=True)])
+
+
+class Noise(Transform):
+    """Adds noise to each pixel, afresh at each step."""
+
+    amount: Annotated[float, "standard deviation, or half the range of uniform noise, in pixels 0..1", AtLeast(0)] = 0.1
+    distribution: Annotated[Literal["normal", "uniform"], "how it is distributed"] = "normal"
+
+    def __call__(self, pixels: PixelRows, draws: Draws, step: int) -> PixelRows:
+        if self.amount == 0:
+            return pixels
+        shape, draw = tuple(pixels.shape[1:]), ("noise", self.distribution, self.amount, step)
+        drawn = draws.normal(shape, draw) if self.distribution == "normal" else 2 * draws.uniform(shape, draw) - 1
+        return pixels + self.amount * drawn
 
 
 def standard(size: int | tuple[int, int]) -> tuple[Transform, ...]:
