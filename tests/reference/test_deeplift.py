@@ -1,6 +1,7 @@
 """DeepLIFT: complete on every network and through every operator, and equal to the paper where that has a closed form."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,14 @@ from networks import (
 )  # fmt: skip
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import convoscope as cs
 from convoscope.core.operators import Rewriter
 from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.rules import Composite
-from convoscope.rules.differences import RESCALE
+from convoscope.rules.differences import RESCALE, chord_of_relu
 from convoscope.rules.rectify import EXCITATION
 
 RULES = ("rescale", "reveal-cancel")
@@ -253,6 +255,33 @@ def test_the_smaller_of_two(rule: str, shares: tuple[float, float]) -> None:
     x = torch.tensor([5.0, 3.0]).double().reshape(1, 1, 1, 2)
     found = values(Smaller(), x, cs.DeepLIFT(rule=rule, baseline=0.0), 0)
     assert torch.allclose(found.reshape(-1), 3 * torch.tensor(shares).double())
+
+
+def test_the_chord_of_a_rectifier() -> None:
+    """Exactly 0 or 1 on one side of zero, however close the points; the derivative where they are equal; else the slope."""
+    pairs = {(1 + 2**-52, 1.0): 1, (1.0, 1.0): 1, (-1.0, -1 - 2**-52): 0, (-1.0, -1.0): 0, (0.0, 0.0): 0, (1e-300, 0.0): 1,
+             (3e-9, -1e-9): 0.75, (-1.0, 3.0): 0.75, (0.0, -2.0): 0, (-3.0, 1e5): 1e5 / (1e5 + 3)}  # fmt: skip
+    end, start = torch.tensor(list(pairs), dtype=torch.float64).T
+    expected = torch.tensor(list(pairs.values()), dtype=torch.float64)
+    assert torch.allclose(chord_of_relu(end, start), expected, rtol=1e-15, atol=0)
+    assert torch.equal(chord_of_relu(end, start), chord_of_relu(start, end))
+
+
+def test_linear_operators_run_backwards_for_the_images_alone() -> None:
+    rows = []
+
+    class Rows(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if "convolution_backward" in str(func):
+                rows.append(len(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    module = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.MaxPool2d(2), nn.Flatten()
+    ).double()
+    with Rows():
+        values(module, normal(5, 3, 10, 10), cs.DeepLIFT(baseline=0.3))
+    assert rows == [5, 5]
 
 
 def test_overlapping_pools_add_up() -> None:

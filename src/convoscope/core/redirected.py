@@ -41,7 +41,9 @@ class Turn(torch.autograd.Function):
         ctx.pull = pull
         if call.inplace:
             ctx.mark_dirty(x)
-        return call.native()
+        value = call.native()
+        call.x, call.args, call.signals = x.detach(), _detached(call.args), []
+        return value
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from convoscope.core.errors import UnsupportedError
 from convoscope.core.operators import ACTIVATIONS, Call
 from convoscope.rules.composites import Composite, Entry
-from convoscope.rules.expansions import EXPANSIONS, first_half, halves, midpoint, secant
+from convoscope.rules.expansions import EXPANSIONS, first_half, halves, midpoint, of_images, secant
 from convoscope.rules.function import Function
 from convoscope.rules.rules import Rule
 
@@ -60,6 +60,12 @@ def check_rows(call: Call, groups: int) -> None:
 class Affine(Difference):
     """Weights are the multipliers of linear operators and of batch norms (Shrikumar et al. 2017, section 3.5.1)."""
 
+    def applied(self, call: Call, redirect: Callable[[Share], Tensor], groups: int) -> Any:
+        if groups > 2 or call.weight is None or len(call.signals) > 1:
+            return super().applied(call, redirect, groups)
+        check_rows(call, groups)
+        return call.turn(lambda gradient: _through_weights(call, gradient))
+
     def share(self, call: Call) -> Any:
         if call.name == "batch_norm":
             names = ("input", "running_mean", "running_var", "weight", "bias", "training")
@@ -76,14 +82,40 @@ class Affine(Difference):
         return lambda call, value, gradient: [first_half(call.pull(halves(gradient)[0], x=halves(call.x)[0]))]
 
 
+def _through_weights(call: Call, gradient: Tensor) -> Tensor:
+    """The references' rows are left out: half the cost of a backward pass through all of them."""
+    every, images = of_images(call.x)
+    images.copy_(call.pull(halves(gradient)[0], x=halves(call.x)[0]))
+    return every
+
+
 class Rescale(Difference):
     """The slope of the chord of an elementwise function (Shrikumar et al. 2017, section 3.5.2)."""
+
+    def applied(self, call: Call, redirect: Callable[[Share], Tensor], groups: int) -> Any:
+        if groups > 2 or call.name != "relu":
+            return super().applied(call, redirect, groups)
+        check_rows(call, groups)
+        slope = chord_of_relu(*halves(call.x.detach()))
+
+        def pull(gradient: Tensor) -> Tensor:
+            every, images = of_images(gradient)
+            torch.mul(halves(gradient)[0], slope, out=images)
+            return every
+
+        return call.turn(pull)
 
     def share(self, call: Call) -> Any:
         if len(call.signals) > 1:
             raise refuse(call, "it is no function of one signal")
         function = Function(call)
         return lambda call, value, gradient: [secant(function, call.x, value, gradient)]
+
+
+def chord_of_relu(end: Tensor, start: Tensor) -> Tensor:
+    """The slope between two points, 0 or 1 where both lie on one side: without the difference of values that cancel."""
+    step = (end - start).abs_().add_(torch.finfo(end.dtype).tiny)
+    return torch.maximum(end, start).div_(step).clamp_(0, 1)
 
 
 class Bilinear(Difference):
@@ -128,6 +160,8 @@ class Winner(Difference):
             call.name += "imum"
             return Expanded().applied(call, redirect, groups)
         check_rows(call, groups)
+        if "pool" in call.name and groups == 2:
+            return _pooled(call)
         share = self.share(call)
         if call.name not in ("max", "min"):
             return redirect(share)
@@ -147,6 +181,23 @@ class Winner(Difference):
         if not along or 0 in along:
             raise refuse(call, "it goes over all images at once")
         return lambda call, value, gradient: [_won_along(along, call.x, sign, gradient)]
+
+
+def _pooled(call: Call) -> Tensor:
+    """A max pool of images and references, from one pass."""
+    function, axes = Function(call, getattr(F, call.name)), int(call.name[-2])
+    function.kwargs["return_indices"] = True
+    with torch.no_grad():
+        value, index = function(call.x)
+        winner, slope = _winners(*(t.flatten(-axes) for t in (call.x, value, index)))
+
+    def pull(gradient: Tensor) -> Tensor:
+        every = torch.zeros_like(call.x)
+        halves(every)[0].flatten(-axes).scatter_add_(-1, winner, halves(gradient)[0].flatten(-axes) * slope)
+        return every
+
+    call.func = lambda *args, **kwargs: value
+    return call.turn(pull)
 
 
 def _axes(x: Tensor, dim: Any = (), *_: Any, **__: Any) -> list[int]:
@@ -169,16 +220,21 @@ def _won_along(axes: list[int], x: Tensor, sign: int, gradient: Tensor) -> Tenso
 
 
 def _won(x: Tensor, value: Tensor, index: Tensor, gradient: Tensor) -> Tensor:
-    """Multipliers of positions, given the value and the position of each window's winner, in image and reference.
+    """Multipliers of positions, given the value and the position of each window's winner, in image and reference."""
+    winner, slope = _winners(x, value, index)
+    return torch.zeros_like(halves(x)[0]).scatter_add_(-1, winner, halves(gradient)[0] * slope)
+
+
+def _winners(x: Tensor, value: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Which position each window's difference goes to, and its multiplier.
 
     The rise from y0 to max(y, y0) is the image's winner's, the fall from there to y the reference's; one of them is zero.
     """
-    (x1, x0), (y1, y0), (i1, i0), m = halves(x), halves(value), halves(index), halves(gradient)[0]
+    (x1, x0), (y1, y0), (i1, i0) = halves(x), halves(value), halves(index)
     winner = torch.where(y1 >= y0, i1, i0)
-    step = (x1 - x0).gather(-1, winner)
+    step = x1.gather(-1, winner) - x0.gather(-1, winner)
     same = step == 0
-    slope = ((y1 - y0) / step.masked_fill(same, 1)).masked_fill(same, 1)
-    return torch.zeros_like(x1).scatter_add_(-1, winner, m * slope)
+    return winner, ((y1 - y0) / step.masked_fill(same, 1)).masked_fill_(same, 1)
 
 
 DEFINED = "|".join(sorted(ACTIVATIONS)) + (

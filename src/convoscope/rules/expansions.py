@@ -33,6 +33,13 @@ def first_half(multipliers: Tensor) -> Tensor:
     return torch.cat([multipliers, torch.zeros_like(multipliers)])
 
 
+def of_images(like: Tensor) -> tuple[Tensor, Tensor]:
+    """A gradient of all rows, shaped like `like`, zero for the references; and its rows of the images, to be written."""
+    every = torch.empty_like(like)
+    halves(every)[1].zero_()
+    return every, halves(every)[0]
+
+
 def secant(function: Function, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
     """Rescale: an elementwise function hands back the slope of its chord, (f(x) - f(x0)) / (x - x0).
 
