@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 
 import convoscope as cs
+from convoscope.cli.synthesis import Making
 from convoscope.targets.text import read_target
 
 CLI = [sys.executable, "-m", "convoscope"]
@@ -68,28 +69,49 @@ def test_wrong_words_are_one_line(cli: Callable, tmp_path: Path, words: list[str
     assert not [p for p in tmp_path.iterdir() if p.is_file()]
 
 
-def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(tmp_path: Path) -> None:
-    words = ["maximize", "scenes", "layer3:5", *QUICK, "--steps", "800", "--preview", "p.png", "--out"]
-    process = subprocess.Popen([*CLI, *words, "a.safetensors"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "p.png").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    time.sleep(0.4)
+def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(
+    cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["maximize", "scenes", "layer3:5", "layer2:1", *QUICK, "--steps", 20, "--out"]
+    told = Making.told
+
+    def stop(self: Making, done: int, total: int) -> None:
+        told(self, done, total)
+        if done == 27:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Making, "told", stop)
+    done = cli(*words, "a.safetensors")
+    assert done.code == 130
+    assert done.err.splitlines() == ["stopped at 67 %; the same command goes on from there (a.state)", "stopped"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.state"]
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    assert cli(*words, "a.safetensors").code == 0
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]  # the state is gone
+    assert cli(*words, "b.safetensors", "--store", "kept").code == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    with safe_open(tmp_path / "a.safetensors", "pt") as a, safe_open(tmp_path / "b.safetensors", "pt") as b:
+        assert torch.equal(a.get_tensor("pixels"), b.get_tensor("pixels"))
+        assert json.loads(a.metadata()["convoscope"])["diagnostics"]["continued from step"] == 7
+
+
+def test_ctrl_c_reaches_a_process(tmp_path: Path) -> None:
+    words = ["maximize", "scenes", "layer3:5", *QUICK, "--steps", "1000000", "--preview", "p.png", "--out", "a.png"]
+    process = subprocess.Popen([*CLI, *words], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    deadline, first = time.monotonic() + 60, None
+    while time.monotonic() < deadline:  # a second preview is there only after many steps
+        time.sleep(0.05)
+        now = (tmp_path / "p.png").stat().st_mtime_ns if (tmp_path / "p.png").exists() else None
+        first = first or now
+        if now != first:
+            break
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
-    said = err.strip().splitlines()
-    assert "the same command goes on from there (a.state)" in said[-2]
-    assert said[-1] == "stopped"
-    assert not (tmp_path / "a.safetensors").exists()
-    again = subprocess.run([*CLI, *words, "a.safetensors"], cwd=tmp_path, capture_output=True, text=True)
-    assert again.returncode == 0, again.stderr
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.safetensors", "p.png"]  # the state is gone
-    whole = subprocess.run([*CLI, *words, "b.safetensors"], cwd=tmp_path, capture_output=True, text=True)
-    assert whole.returncode == 0, whole.stderr
-    with safe_open(tmp_path / "a.safetensors", "pt") as a, safe_open(tmp_path / "b.safetensors", "pt") as b:
-        assert torch.equal(a.get_tensor("pixels"), b.get_tensor("pixels"))
-        assert json.loads(a.metadata()["convoscope"])["diagnostics"]["continued from step"] > 0
+    assert err.splitlines()[-2:] == ["stopped at 0 %; the same command goes on from there (a.state)", "stopped"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.state", "p.png"]
+    assert len(list((tmp_path / "a.state").iterdir())) == 1
 
 
 LAYERS = {"layer4", "layer3.0", "head"}

@@ -32,7 +32,13 @@ def maximize(
     ] = None,
     transform: syn.Transforms = None,
     penalty: syn.Penalties = None,
-    views: Annotated[int, typer.Option(min=1, help="How often each picture is shown, moved, in a step.")] = 1,
+    expert: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A trained density of pictures that they are to be probable under.")
+    ] = None,
+    expert_weight: Annotated[float, typer.Option(help="How much of the target's unit one nat of it costs.")] = 1.0,
+    views: Annotated[
+        int | None, typer.Option(min=1, help="How often each picture is shown, moved, in a step. Default: that of the image.")
+    ] = None,
     store: syn.Store = None,
     preview: syn.Preview = None,
     strip: syn.StripFile = None,
@@ -54,16 +60,19 @@ def maximize(
     from convoscope.cli.work import command_line
     from convoscope.show.figure import number
     from convoscope.synthesis import drawing
+    from convoscope.synthesis.experts import load_expert
     from convoscope.synthesis.maximize import image_of, target_of
     from convoscope.synthesis.maximize import maximize as run
 
     chosen = image_of(image, size)
     settings = {"transforms": syn.parsed("transform", transform), "penalties": syn.parsed("penalty", penalty) or ()}
+    settings |= {} if views is None else {"views": views}
+    settings |= {} if expert is None else {"expert": load_expert(expert), "expert_weight": expert_weight}
     net = opt.load_network(model, arch, weights, allow_partial, device)
     wanted = [target_of(net, text) for text in targets]
     made = making(
         lambda **live: run(
-            net, wanted, chosen, steps=steps, copies=copies, start=start, rate=rate, optimizer=optimizer, views=views,
+            net, wanted, chosen, steps=steps, copies=copies, start=start, rate=rate, optimizer=optimizer,
             batch_size=batch_size, seed=seed, **settings, **live,
         ),
         lambda thing, path: drawing.save(thing, path, _typed(command_line())),

@@ -112,7 +112,7 @@ class Making:
 
         try:
             with Progress(self.name) as self.bar:
-                made = make(progress=self._progress, watch=self._watch if self.preview else None, store=self.store)
+                made = make(progress=self.told, watch=self._watch if self.preview else None, store=self.store)
         except KeyboardInterrupt:
             if self.done[0] and self.store is not None:
                 note(f"stopped at {100 * self.done[0] // self.done[1]} %; the same command goes on from there ({self.store})")
@@ -135,7 +135,8 @@ class Making:
         """What was written, in the order of the options."""
         return [p for p in (*(self.out or []), self.strip, self.preview) if p is not None and p.is_file()]
 
-    def _progress(self, done: int, total: int) -> None:
+    def told(self, done: int, total: int) -> None:
+        """So much of the work is done."""
         self.done = done, total
         self.bar(done, total)
 

@@ -76,6 +76,8 @@ def identity(thing: Any) -> Any:
         return thing.to_dict()
     if isinstance(getattr(thing, "hash", None), str):
         return [type(thing).__name__, thing.hash]
+    if callable(getattr(thing, "tensors", None)):
+        return [type(thing).__name__, _digest(list(thing.tensors().values()))]
     if isinstance(thing, nn.Module):
         return [type(thing).__name__, _digest(list(thing.state_dict().values()))]
     return re.sub(r" at 0x[0-9a-f]+", "", repr(thing))
