@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import convoscope as cs
 from convoscope.images.base import Draws, Space, Transform
-from convoscope.images.transforms import Crops, Jitter, Noise, RandomCrop, Spin, mirrored, resampled, standard
+from convoscope.images.transforms import Crops, Jitter, Noise, RandomCrop, Spin, gathered, mirrored, resampled, standard
 
 CPU = torch.device("cpu")
 
@@ -200,3 +200,12 @@ def test_what_cannot_be_moved() -> None:
         for transform in standard(side):
             small = transform(small, draws(small), 0)
         assert small.shape[2:] == (side, side)
+
+
+def test_gathering_is_grid_sample() -> None:
+    x = pixels(3, (7, 9))
+    grid = 2.5 * (2 * torch.rand(3, 5, 6, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1)
+    expected = F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    assert torch.allclose(gathered(x, grid), expected, atol=1e-12)
+    leaf = x.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: gathered(p, grid), [leaf])

@@ -131,9 +131,35 @@ def mirrored(pixels: PixelRows, margin: int) -> PixelRows:
 
 
 def resampled(pixels: PixelRows, theta: Float[Tensor, "rows 2 3"], size: tuple[int, int]) -> PixelRows:
-    """Pictures of `size` seen through affine maps, from places in the new one to places in the old, both -1..1."""
+    """Pictures of `size` seen through affine maps, from places in the new one to places in the old, both -1..1.
+
+    Bilinear, and mirrored about the edges of the picture.
+    """
     grid = F.affine_grid(theta, [len(pixels), pixels.shape[1], *size], align_corners=False)
-    return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    if pixels.device.type == "cpu":
+        return F.grid_sample(pixels, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return gathered(pixels, grid)
+
+
+def gathered(pixels: PixelRows, grid: Float[Tensor, "rows height width 2"]) -> PixelRows:
+    """What grid_sample gives, whose gradient depends on the order of threads on a GPU; that of indexing does not."""
+    (rows, channels), (height, width) = pixels.shape[:2], pixels.shape[2:]
+    (left, right, b), (top, bottom, a) = _between(grid[..., 0], width), _between(grid[..., 1], height)
+    places = pixels.flatten(2).mT  # (rows, places, channels)
+    row = torch.arange(rows, device=pixels.device)[:, None]
+    found = torch.zeros((), dtype=pixels.dtype, device=pixels.device)
+    for y, down in ((top, 1 - a), (bottom, a)):
+        for x, across in ((left, 1 - b), (right, b)):
+            found = found + places[row, (y * width + x).flatten(1)] * (down * across).flatten(1)[..., None]
+    return found.mT.reshape(rows, channels, *grid.shape[1:3])
+
+
+def _between(places: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The two pixels around places -1..1 along an axis, and how far on the way from the first to the second they are."""
+    at = ((places + 1) * size / 2).abs() % (2 * size)
+    at = (torch.where(at > size, 2 * size - at, at) - 0.5).clamp(0, size - 1)
+    first = at.floor()
+    return first.long(), (first.long() + 1).clamp(max=size - 1), at - first
 
 
 def _turn(angle: Tensor, zoom: Tensor, aspect: float) -> Float[Tensor, "rows 2 3"]:
