@@ -114,7 +114,7 @@ class Rescale(Difference):
 
 def chord_of_relu(end: Tensor, start: Tensor) -> Tensor:
     """The slope between two points, 0 or 1 where both lie on one side: without the difference of values that cancel."""
-    step = (end - start).abs_().add_(torch.finfo(end.dtype).tiny)
+    step = (end - start).abs_().clamp_(min=torch.finfo(end.dtype).tiny)
     return torch.maximum(end, start).div_(step).clamp_(0, 1)
 
 
