@@ -1,6 +1,8 @@
 """Can I trust the explanation? Metrics of maps, each with its direction, range and unit, and tests that know the answer."""
 
 from convoscope.evaluation.base import Case, Metric, metrics
+from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
+from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.removal import (
     AverageDrop,
     Comprehensiveness,
@@ -14,6 +16,7 @@ from convoscope.evaluation.removal import (
 from convoscope.evaluation.subsets import FaithfulnessCorrelation, Infidelity, SensitivityN
 
 __all__ = [
-    "AverageDrop", "Case", "Comprehensiveness", "Deletion", "FaithfulnessCorrelation", "IncreaseInConfidence", "Infidelity",
-    "Insertion", "LeRF", "Metric", "MoRF", "SensitivityN", "Sufficiency", "metrics",
+    "AverageDrop", "BestIoU", "Case", "Comprehensiveness", "Deletion", "EffectiveComplexity", "EnergyPointing", "Entropy",
+    "FaithfulnessCorrelation", "Gini", "IncreaseInConfidence", "Infidelity", "Insertion", "LeRF", "LocalizationAUC", "Metric",
+    "MoRF", "PointingGame", "RankAccuracy", "SensitivityN", "Sufficiency", "TopK", "metrics",
 ]  # fmt: skip

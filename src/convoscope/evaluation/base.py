@@ -28,6 +28,7 @@ class Metric(Spec, kind="metric", abstract=True):
     `direction`: +1 where higher is better, -1 where lower is, 0 where neither is. `range`: between which numbers it lies.
     `unit`: what it measures, where `{target}` stands for the unit of the target. `needs` lists what a case must have beside
     maps: "truth" (a mask of each image), "methods" (maps can be made anew). `scale_free`: a map and its multiples score alike.
+    `blind`: it looks at the values of a map alone, neither at the network nor at where they are.
     """
 
     title: ClassVar[str]
@@ -37,6 +38,7 @@ class Metric(Spec, kind="metric", abstract=True):
     unit: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     scale_free: ClassVar[bool] = True
+    blind: ClassVar[bool] = False
     use: ClassVar[str] = ""
     drawback: ClassVar[str] = ""
 

@@ -12,6 +12,6 @@ from convoscope.testing.metrics import METRIC_LAWS, check_metric
 from convoscope.testing.zoo import Hostile, randomized, unavailable, zoo
 
 __all__ = [
-    "EXCEPTIONS", "LAWS", "METRIC_LAWS", "REFUSED", "Hostile", "check_method", "check_metric", "check_on", "randomized", "small",
-    "unavailable", "zoo",
+    "EXCEPTIONS", "LAWS", "METRIC_LAWS", "REFUSED", "Hostile", "check_method", "check_metric", "check_on", "randomized",
+    "small", "unavailable", "zoo",
 ]  # fmt: skip
