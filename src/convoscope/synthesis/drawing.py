@@ -1,5 +1,6 @@
 """A synthesis as pictures and pages."""
 
+import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,15 +117,22 @@ def save(made: Synthesis, path: Path, command: str = "") -> Path:
         _save_values(made, path)
     elif ending == ".png":
         with replaced(path) as partial:
-            picture(made).save(partial, format="PNG")
+            picture(made).save(partial, format="PNG", pnginfo=_recorded(made))
     else:
         write_text(path, page(made, command))
     return path
 
 
-def _save_values(made: Synthesis, path: Path) -> None:
-    import json
+def _recorded(made: Synthesis) -> Any:
+    """What made the pictures, as text in the file: `PIL.Image.open(path).text["convoscope"]`."""
+    from PIL.PngImagePlugin import PngInfo
 
+    info = PngInfo()
+    info.add_itxt("convoscope", json.dumps(made.to_dict()))
+    return info
+
+
+def _save_values(made: Synthesis, path: Path) -> None:
     from safetensors.torch import save_file
 
     with replaced(path) as partial:
