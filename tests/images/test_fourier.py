@@ -100,6 +100,15 @@ def test_gradients_reach_all_waves() -> None:
     assert torch.autograd.gradcheck(lambda s: image.pixels({"spectrum": s}, where), [spectrum])
 
 
+def test_after_a_look_in_inference_mode_gradients_still_work() -> None:
+    where, image = space((10, 11), 3), Fourier(decay=0.9)
+    with torch.inference_mode():
+        image.pixels(image.begin(where, Draws(0, ((0,),), where)), where)
+    spectrum = image.begin(where, Draws(0, ((0,),), where))["spectrum"].requires_grad_()
+    image.pixels({"spectrum": spectrum}, where).sum().backward()
+    assert spectrum.grad is not None
+
+
 def test_by_name() -> None:
     from convoscope.images import of
 

@@ -26,9 +26,13 @@ SCRIPTED = "ScriptModule"
 
 
 class Activations(dict[str, Tensor]):
-    """Named tensors of one forward pass; `rows[i]` is the image that row i belongs to."""
+    """Named tensors of one forward pass; `rows[i]` is the image that row i belongs to.
+
+    Where pictures are made together, `pictures` says which rows are views of the same one.
+    """
 
     rows: Tensor
+    pictures: Tensor | None = None
 
     @classmethod
     def of(cls, values: Mapping[str, Tensor], rows: Tensor) -> "Activations":

@@ -42,4 +42,4 @@ def colored(x: PixelRows, axes: Axes | None) -> PixelRows:
 
 def uncolored(x: PixelRows, axes: Axes | None) -> PixelRows:
     """Channels to numbers along the axes; undoes `colored`."""
-    return x if axes is None else (torch.linalg.inv(axes.double()).to(x) @ x.flatten(2)).view_as(x)
+    return x if axes is None else (torch.linalg.inv(axes.cpu().double()).to(x) @ x.flatten(2)).view_as(x)

@@ -56,7 +56,8 @@ class Fourier(Image):
 def frequencies(size: tuple[int, int], device: torch.device, dtype: torch.dtype) -> Float[Tensor, "height half"]:
     """The frequency of each entry of an rfft2, in waves per pixel; the constant counts as one wave over the longer side."""
     height, width = size
-    vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
-    horizontal = torch.fft.rfftfreq(width, dtype=torch.float64)
-    found = (vertical.square() + horizontal.square()).sqrt().clamp(min=1 / max(height, width))
-    return found.to(device, dtype)
+    with torch.inference_mode(False):  # what is kept may be needed for gradients later
+        vertical = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
+        horizontal = torch.fft.rfftfreq(width, dtype=torch.float64)
+        found = (vertical.square() + horizontal.square()).sqrt().clamp(min=1 / max(height, width))
+        return found.to(device, dtype)

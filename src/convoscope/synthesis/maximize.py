@@ -37,6 +37,7 @@ def maximize(
     if transforms is None:
         own = image_size(getattr(image, "size", None), network.size)
         transforms = image.transforms(own, network.size or own) or standard(own)
+    if transforms:
         settings = {"views": image.views, **settings}
     return ascend(network, [target_of(network, t) for t in chosen], image, transforms=transforms, **settings)
 

@@ -37,11 +37,13 @@ class Objective:
         present, counts = self.numbers[rows.cpu()].unique_consecutive(return_counts=True)
         # Split once: the gradient of a slice is as large as all rows.
         parts = {a: activations[a].split(counts.tolist()) for a in self.addresses()}
-        found = []
+        pictures, found = rows.split(counts.tolist()), []
         for k, (number, count) in enumerate(zip(present.tolist(), counts.tolist(), strict=True)):
             target = self.targets[number]
             own = {a: parts[a][k] for a in target.addresses()}
-            found.append(target(Activations.of(own, torch.zeros(count, dtype=torch.int64, device=rows.device))))
+            shown = Activations.of(own, torch.zeros(count, dtype=torch.int64, device=rows.device))
+            shown.pictures = pictures[k]
+            found.append(target(shown))
         return torch.cat(found)
 
 

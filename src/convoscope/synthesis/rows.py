@@ -71,6 +71,8 @@ class Rows:
         objective = Objective(self.targets, self.numbers)
         session = Session(run.network.plain, torch.empty(0), objective, batch_size=run.batch_size, seed=run.seed)
         session.head, session.adaptive, session.notes = run.network.head, run.adaptive, run.notes
+        if any(self.targets[n].together for n in self.numbers.unique().tolist()):
+            session.batch_size, session.adaptive = len(self.rows) * max(run.views, HELD_OUT), False
         return session
 
     # ---- the way up

@@ -51,6 +51,11 @@ class Target(Spec, kind="target", abstract=True):
         """Whether something is still to be fixed by the clean pass, such as the top class of each image."""
         return False
 
+    @property
+    def together(self) -> bool:
+        """Whether rows are compared with each other, so that they have to be seen in one pass."""
+        return False
+
     def resolve(self, activations: Activations) -> "Target":
         """This target with everything open fixed from the clean pass over all images."""
         return self
@@ -108,6 +113,10 @@ class Sum(Target):
     def check(self, images: int) -> None:
         for term in self.terms:
             term.check(images)
+
+    @property
+    def together(self) -> bool:
+        return any(t.together for t in self.terms)
 
     @property
     def open(self) -> bool:

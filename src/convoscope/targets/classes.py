@@ -52,6 +52,31 @@ class Probability(Target):
         return Probability(_top(activations["output"])) if self.open else self
 
 
+class LogProbability(Target):
+    """The natural logarithm of the probability of one class, in nats, at most 0; `index` as for Logit.
+
+    Unlike the probability it keeps its gradient where the class is all but certain not to be.
+    """
+
+    unit, classes, each = "nat", ("index",), ("index",)
+    index: Annotated[Index, "class number, category name, one number per image, or None for the top class"] = None
+
+    def __call__(self, activations: Activations) -> Scores:
+        output = _matrix(activations["output"])
+        if output.shape[1] == 1:
+            return _pick(torch.nn.functional.logsigmoid(output), self.index, activations.rows)
+        done = output.clamp(min=torch.finfo(output.dtype).tiny).log()
+        found = torch.where(_distributions(output)[:, None], done, output.log_softmax(1))
+        return _pick(found, self.index, activations.rows)
+
+    @property
+    def open(self) -> bool:
+        return self.index is None
+
+    def resolve(self, activations: Activations) -> Target:
+        return LogProbability(_top(activations["output"])) if self.open else self
+
+
 class Margin(Target):
     """The logit of one class minus that of another; without `other`, minus the largest of all others."""
 
@@ -129,8 +154,12 @@ def probabilities(output: Float[Tensor, "batch classes"]) -> Float[Tensor, "batc
     """Softmax of each row, sigmoid of a single output; a row that is a distribution already stays as it is."""
     if output.shape[1] == 1:
         return output.sigmoid()
-    done = (output >= 0).all(1) & ((output.sum(1) - 1).abs() < max(1e-4, 4 * torch.finfo(output.dtype).eps))
-    return torch.where(done[:, None], output, output.softmax(1))
+    return torch.where(_distributions(output)[:, None], output, output.softmax(1))
+
+
+def _distributions(output: Float[Tensor, "batch classes"]) -> Tensor:
+    """Which rows are distributions already: none negative, the sum 1 but for rounding."""
+    return (output >= 0).all(1) & ((output.sum(1) - 1).abs() < max(1e-4, 4 * torch.finfo(output.dtype).eps))
 
 
 def _matrix(output: Tensor) -> Float[Tensor, "batch classes"]:
