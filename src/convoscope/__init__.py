@@ -77,6 +77,8 @@ _PUBLIC = {
     "synthesis.genetic": ["GeneticAlgorithm"],
     "synthesis.dream": ["dream"],
     "synthesis.dream_result": ["Dream"],
+    "synthesis.invert": ["invert"],
+    "synthesis.invert_result": ["Inversion"],
     "targets.features": ["BestMatch", "DotCosine", "FeatureError"],
     "synthesis.adversarial": ["attack", "attacks"],
     "synthesis.adversarial_methods": ["FGSM", "PGD"],
@@ -86,6 +88,8 @@ _PUBLIC = {
     "evaluation.base": ["Case", "Metric", "metrics"],
     "evaluation.evaluate": ["evaluate"],
     "evaluation.result": ["Evaluation"],
+    "synthesis.experts": ["Expert", "load_expert"],
+    "synthesis.experts_training": ["train_expert"],
     "core.errors": [
         "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
     ],

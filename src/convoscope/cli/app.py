@@ -6,11 +6,13 @@ import typer
 
 from convoscope.cli import (
     atlas,
+    attack,
     color,
     compare,
     concepts,
     demo,
     dissect,
+    expert,
     explain,
     feature_maps,
     fool,
@@ -70,11 +72,13 @@ app.command()(dissect.dissect)
 app.command()(color.color)
 app.command()(maximize.maximize)
 app.command()(fool.fool)
+app.command(context_settings={"ignore_unknown_options": True})(attack.attack)
 app.command()(merge.merge)
 app.command()(atlas.atlas)
 app.command()(concepts.concepts)
 app.command()(weights.weights)
 app.command("feature-maps")(feature_maps.feature_maps)
 app.add_typer(generator.app, name="generator")
+app.add_typer(expert.app, name="expert")
 app.command()(scenes.scenes)
 app.command()(scenes.train)

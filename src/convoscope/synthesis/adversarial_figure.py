@@ -22,20 +22,26 @@ FACTORS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 40, 50, 64, 80, 100, 128, 200, 256, 40
 LEAST = 192  # pixels across of a small picture in the figure
 
 
-def figure_of(found: "Attack", rows: Sequence[int]) -> "Image.Image":
-    """One row for each image, on white paper."""
-    panels = [p for i in rows for p in panels_of(found, i)]
-    return figure(panels, columns=3, width=220, title=title_of(found))
+def figure_of(*found: "Attack", rows: int | Sequence[int] | None = None) -> "Image.Image":
+    """One row for each image, on white paper: all, the first so many, or those chosen of one attack."""
+    panels = [p for a, i in chosen(found, rows) for p in panels_of(a, i)]
+    return figure(panels, columns=3, width=220, title=title_of(*found))
 
 
-def title_of(found: "Attack") -> str:
+def chosen(found: Sequence["Attack"], rows: int | Sequence[int] | None) -> list[tuple["Attack", int]]:
+    """Images with the attack they belong to."""
+    pairs = [(a, i) for a in found for i in range(len(a))]
+    return pairs[:rows] if rows is None or isinstance(rows, int) else [pairs[i] for i in rows]
+
+
+def title_of(*found: "Attack") -> str:
     """The attack and how far it came, in a line."""
-    reached, saved = int(found.success.sum()), int(found.saved_success.sum())
-    towards = "to the target" if found.targeted else "to another class"
-    return (
-        f"{getattr(found.method, 'title', found.method.name)} on {found.network.name}: {reached} of {len(found)} {towards}, "
-        f"{saved} as 8-bit pictures"
-    )
+    first, count = found[0], sum(len(a) for a in found)
+    reached, saved = (sum(int(getattr(a, k).sum()) for a in found) for k in ("success", "saved_success"))
+    towards = "to the target" if first.targeted else "to another class"
+    rounded = "all of them also" if reached == saved == count else f"{saved}"
+    title = getattr(first.method, "title", first.method.name)
+    return f"{title} on {first.network.name}: {reached} of {count} {towards}, {rounded} as 8-bit pictures"
 
 
 def panels_of(found: "Attack", i: int) -> list[Panel]:
@@ -129,26 +135,38 @@ def save(found: "Attack", path: Path) -> Path:
     return path
 
 
-def strip_of(found: "Attack") -> Any:
+def strip_of(*found: "Attack", rows: int | None = None) -> Any:
     """All images as groups of three tiles."""
     from convoscope.show.strip import Grid, Group, Strip, Tile
 
     groups = []
-    for i in range(len(found)):
-        panels = panels_of(found, i)
-        small = min(found.clean.shape[2:]) >= LEAST
+    for a, i in chosen(found, rows):
+        panels = panels_of(a, i)
+        small = min(a.clean.shape[2:]) >= LEAST
         tiles = [Tile(p.image, p.title, small) for p in panels]
         groups.append(Group(f"{panels[0].title} → {panels[2].title}", [Grid(tiles, 3)], "; ".join(p.caption for p in panels)))
-    settings = ", ".join(f"{k} {v}" for k, v in found.method.to_dict().items() if k not in ("kind", "name"))
-    about = [settings, f"seed {found.seed}; {found.evaluations:,} passes of one image in {found.seconds:.1f} s"]
-    return Strip(title_of(found), groups, about, side=224)
+    settings = {k: v for k, v in found[0].method.to_dict().items() if k not in ("kind", "name")}
+    words = [f"{k.replace('_', ' ')} {number(v) if isinstance(v, float) else v}" for k, v in settings.items() if v is not None]
+    passes, seconds = sum(a.evaluations for a in found), sum(a.seconds for a in found)
+    about = [", ".join(words), f"seed {found[0].seed}; {passes:,} passes of one image in {seconds:.1f} s", *notes_of(found[0])]
+    return Strip(title_of(*found), groups, about, side=224)
 
 
-def page(found: "Attack", command: str = "") -> str:
+def notes_of(found: "Attack") -> list[str]:
+    """What there is to say of a universal perturbation."""
+    notes = found.notes or {}
+    if "held_out_fooling_rate" not in notes:
+        return []
+    made, judged = (percent(notes[k]) for k in ("fooling_rate", "held_out_fooling_rate"))
+    return [f"made from {notes['images']} images, of which it takes {made}; of {notes['held_out']} held-out ones {judged}"]
+
+
+def page(*found: "Attack", rows: int | None = None, command: str = "") -> str:
     """A page that is complete in one file."""
     from convoscope.show import strip
 
-    return strip.page(strip_of(found), f"{found.network.name} ({found.network.hash})", command, least=LEAST)
+    network = found[0].network
+    return strip.page(strip_of(*found, rows=rows), f"{network.name} ({network.hash})", command, least=LEAST)
 
 
 def fragment(found: "Attack") -> str:

@@ -90,7 +90,7 @@ class Attack:
         """Original, perturbation (magnified) and adversarial image with what the network says; one, or one row each."""
         from convoscope.synthesis.adversarial_figure import figure_of
 
-        return figure_of(self, range(len(self)) if index is None else [index])
+        return figure_of(self, rows=None if index is None else [index])
 
     def save(self, path: str | Path) -> Path:
         """Writes the figure (`.png`), a page (`.html`), or the tensors and what made them (`.safetensors`); whole or absent."""

@@ -1,6 +1,6 @@
 """The denoising autoencoder as an expert: what it takes away from a picture is the gradient of the log density."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -44,22 +44,35 @@ class DenoisingExpert(Expert):
     """A denoiser `r` of noise with deviation `s`: `(r(x) - x) / s^2` is the gradient of the log density of the noisy data.
 
     Alain and Bengio, "What regularized auto-encoders learn from the data generating distribution", 2014 (theorem 1; exact
-    for the best possible denoiser). Its gradient is that; its value is `-||r(x) - x||^2 / (2 s^2)`, which is no log density,
-    but zero where the denoiser leaves a picture as it is, and lower where it takes more away. It takes pictures of any size.
+    for the best possible denoiser). A denoiser knows pictures with noise, and says nothing sensible of smooth ones that are
+    far from the data: so the gradient is the mean over `views` of the picture with noise, the same draws every time, in pairs
+    of opposite sign. The value is `-||r - x||^2 / (2 s^2)` of the mean `r`: no log density, but lower the more the denoiser
+    wants to change. It takes pictures of any size.
     """
 
     kind: ClassVar[str] = "denoising"
     normalized: ClassVar[bool] = False
-    denoiser: nn.Module
+    denoiser: Callable[[Tensor], Tensor]
     deviation: float
+    views: int = 4
 
     def __call__(self, pixels: Pixels) -> Float[Tensor, "rows"]:
         self.check(pixels)
         with torch.no_grad():
-            left = self.denoised(pixels.detach()) - pixels.detach()
+            left = self.restored(pixels.detach()) - pixels.detach()
         score = left / self.deviation**2
         value = -left.flatten(1).square().sum(1) / (2 * self.deviation**2)
         return value + ((pixels - pixels.detach()) * score).flatten(1).sum(1)
+
+    def restored(self, pixels: Pixels) -> Pixels:
+        """What the denoiser takes the pictures for: of themselves, or the mean over the views with noise."""
+        if self.views < 2:
+            return self.denoised(pixels)
+        draw, found = torch.Generator().manual_seed(0), torch.zeros_like(pixels)
+        for _ in range(self.views // 2):
+            noise = self.deviation * torch.randn(pixels.shape[1:], generator=draw).to(pixels)
+            found += self.denoised(pixels + noise) + self.denoised(pixels - noise)
+        return found / (2 * (self.views // 2))
 
     def check(self, pixels: Pixels) -> None:
         if pixels.dim() != 4 or pixels.shape[1] != self.window[0]:
@@ -67,17 +80,18 @@ class DenoisingExpert(Expert):
 
     def denoised(self, pixels: Pixels) -> Pixels:
         """The pictures that the denoiser takes these for, with noise."""
-        first = next(self.denoiser.parameters(), pixels)
-        if first.device != pixels.device or first.dtype != pixels.dtype:
-            self.denoiser.to(pixels.device, pixels.dtype)
+        if isinstance(self.denoiser, nn.Module):
+            first = next(self.denoiser.parameters(), pixels)
+            if first.device != pixels.device or first.dtype != pixels.dtype:
+                self.denoiser.to(pixels.device, pixels.dtype)
         return self.denoiser(pixels)
 
     def tensors(self) -> dict[str, Tensor]:
-        return dict(self.denoiser.state_dict())
+        return dict(self.denoiser.state_dict())  # type: ignore[attr-defined]
 
     @classmethod
     def numbers(cls) -> tuple[str, ...]:
-        return ("deviation",)
+        return ("deviation", "views")
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], made: dict[str, Any]) -> "DenoisingExpert":

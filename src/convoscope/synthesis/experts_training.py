@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convoscope.core.errors import LoadError, UsageError
+from convoscope.core.errors import ConvoscopeError, LoadError, UsageError
 from convoscope.core.spec import AtLeast, Paper, Spec, fields_of, parse_spec, registered
 from convoscope.data.dataset import Dataset, open_dataset
 from convoscope.files import replaced
@@ -20,6 +21,7 @@ from convoscope.synthesis.experts import Expert
 from convoscope.synthesis.experts_denoising import Denoiser, DenoisingExpert
 from convoscope.synthesis.experts_gaussian import LARGEST, GaussianExpert, WindowMoments
 from convoscope.synthesis.experts_rbm import RBMExpert, gibbs
+from convoscope.synthesis.updates import Update
 
 Progress = Callable[[int, int], None]
 Windows = Float[Tensor, "count channels height width"]
@@ -148,6 +150,8 @@ class RBM(Recipe, name="rbm"):
         started = machine.restored(run.earlier())
         for epoch in range(started, self.epochs):
             machine.epoch(rows, self, epoch, run.seed)
+            if not math.isfinite(machine.error) or machine.error > 10:
+                raise ConvoscopeError(f"training diverged in epoch {epoch + 1}; use a smaller rate than {self.rate:g}")
             run.keep(machine.state(epoch + 1))
             run.tell(epoch + 1, self.epochs)
         report = {"hidden": self.hidden, "reconstruction error": machine.error}
@@ -236,36 +240,36 @@ class Denoising(Recipe):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(run.seed)
             model = Denoiser(source.window[0], self.width, self.levels)
-        optimizer = torch.optim.Adam(model.parameters(), self.rate, foreach=False)
+        weights = list(model.parameters())
+        batches = -(-len(rows) // self.batch)
+        update = Update("adam", weights, (self.rate, 0.02 * self.rate), self.epochs * batches)
         state, error = run.earlier(), 0.0
         if state is not None:
             model.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
+            update.restore(state["moments"])
             error = state["error"]
         for epoch in range(0 if state is None else state["epoch"], self.epochs):
-            error = self._epoch(model, optimizer, rows, epoch, run)
-            kept = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "error": error}
-            run.keep(kept | {"epoch": epoch + 1})
+            error = self._epoch(model, update, rows, epoch, run)
+            run.keep({"model": model.state_dict(), "moments": update.state(), "error": error, "epoch": epoch + 1})
         report = {"error left": error, "error of the noise": self.noise**2}
         model.eval().requires_grad_(False)
         return DenoisingExpert(window=source.window, stride=source.stride, report=report, denoiser=model, deviation=self.noise)
 
-    def _epoch(self, model: nn.Module, optimizer: Any, rows: Tensor, epoch: int, run: Run) -> float:
-        draw = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch + 1)
+    def _epoch(self, model: nn.Module, update: Update, rows: Tensor, epoch: int, run: Run) -> float:
+        draw, weights = torch.Generator().manual_seed(run.seed * 1_000_003 + epoch + 1), list(model.parameters())
         parts, errors = torch.randperm(len(rows), generator=draw).split(self.batch), []
-        with torch.enable_grad():
-            for n, part in enumerate(parts):
-                clean = rows[part]
+        for n, part in enumerate(parts):
+            clean = rows[part]
+            with torch.enable_grad():
                 noisy = clean + self.noise * torch.randn(clean.shape, generator=draw)
-                for group in optimizer.param_groups:
-                    share = (epoch + n / len(parts)) / self.epochs
-                    group["lr"] = self.rate * min(1.0, 2 * (1 - share))
                 loss = (model(noisy) - clean).square().mean()
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                errors.append(float(loss.detach()))
-                run.tell(epoch * len(parts) + n + 1, self.epochs * len(parts))
+                slopes = torch.autograd.grad(loss, weights)
+            step = epoch * len(parts) + n
+            update(step, [-slope for slope in slopes])
+            errors.append(float(loss.detach()))
+            if not math.isfinite(errors[-1]):
+                raise ConvoscopeError(f"training diverged in epoch {epoch + 1}; use a smaller rate than {self.rate:g}")
+            run.tell(step + 1, self.epochs * len(parts))
         return sum(errors) / len(errors)
 
 
@@ -294,7 +298,8 @@ def train_expert(
     made = type(made).make(before | settings)
     source = source_of(open_dataset(data), size, channels, window, stride, seed)
     told = {"recipe": made.to_dict(), "data": source.dataset.name, "pictures": len(source.dataset), "seed": seed}
-    told |= {"size": source.reader.size, "window": source.window, "stride": source.stride}
+    sides = None if source.reader.size is None else list(source.reader.size)
+    told |= {"size": sides, "window": list(source.window), "stride": source.stride}
     keys = [source.dataset.key(i) for i in range(len(source.dataset))]
     key = hashlib.blake2b(json.dumps([told, keys], sort_keys=True).encode(), digest_size=12).hexdigest()
     run = Run(seed, key, None if store is None else Path(store), progress)
