@@ -3,6 +3,7 @@
 from convoscope.evaluation.base import Case, Metric, metrics
 from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
+from convoscope.evaluation.randomization import ParameterRandomization, RandomLogit, data_randomization
 from convoscope.evaluation.removal import (
     AverageDrop,
     Comprehensiveness,
@@ -13,10 +14,20 @@ from convoscope.evaluation.removal import (
     MoRF,
     Sufficiency,
 )
+from convoscope.evaluation.robustness import (
+    AverageSensitivity,
+    LocalLipschitz,
+    MaxSensitivity,
+    RelativeInputStability,
+    RelativeOutputStability,
+    RelativeRepresentationStability,
+)
 from convoscope.evaluation.subsets import FaithfulnessCorrelation, Infidelity, SensitivityN
 
 __all__ = [
-    "AverageDrop", "BestIoU", "Case", "Comprehensiveness", "Deletion", "EffectiveComplexity", "EnergyPointing", "Entropy",
-    "FaithfulnessCorrelation", "Gini", "IncreaseInConfidence", "Infidelity", "Insertion", "LeRF", "LocalizationAUC", "Metric",
-    "MoRF", "PointingGame", "RankAccuracy", "SensitivityN", "Sufficiency", "TopK", "metrics",
+    "AverageDrop", "AverageSensitivity", "BestIoU", "Case", "Comprehensiveness", "Deletion", "EffectiveComplexity",
+    "EnergyPointing", "Entropy", "FaithfulnessCorrelation", "Gini", "IncreaseInConfidence", "Infidelity", "Insertion", "LeRF",
+    "LocalLipschitz", "LocalizationAUC", "MaxSensitivity", "Metric", "MoRF", "ParameterRandomization", "PointingGame",
+    "RandomLogit", "RankAccuracy", "RelativeInputStability", "RelativeOutputStability", "RelativeRepresentationStability",
+    "SensitivityN", "Sufficiency", "TopK", "data_randomization", "metrics",
 ]  # fmt: skip

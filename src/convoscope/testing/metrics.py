@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from convoscope.core.probe import Probe
 from convoscope.core.spec import Spec, fields_of
 from convoscope.evaluation import Case, Metric
 from convoscope.evaluation.base import seeded
 from convoscope.evaluation.evaluate import metric_of
-from convoscope.evaluation.nulls import noise
+from convoscope.evaluation.nulls import edges, noise
+from convoscope.method import Method, explain, method_of
 from convoscope.network import Network
 from convoscope.targets import Logit
 from convoscope.testing.untouched import unchanged
@@ -176,6 +180,96 @@ def _same(found: Tensor, expected: Tensor, what: str) -> None:
     assert (error <= CLOSE).all(), f"{what}: {found.tolist()}, not {expected.tolist()}"
 
 
+# ---------------------------------------------------------------- the laws of metrics that make maps anew
+class _Given(Method, abstract=True):
+    """A method that gives a known function of the picture, whatever the network and the target."""
+
+    title, unit = "Given", "activation"
+    kind_of: Annotated[str, "edges, sharp, zeros or ones"] = "edges"
+    times: Annotated[float, "a factor of the map"] = 1.0
+
+    def attribute(self, probe: Probe, x: Tensor) -> Tensor:
+        made = {
+            "edges": lambda: edges(x)[:, None].to(x),
+            "sharp": lambda: (1e4 * x.sum(1, keepdim=True)).sin(),
+            "zeros": lambda: torch.zeros_like(x),
+            "ones": lambda: torch.ones_like(x),
+        }[self.kind_of]()
+        return made * self.times
+
+    def evaluations(self, x: Tensor) -> int:
+        return 0
+
+
+def _made(case: Case, *methods: Method | str, **changes: Any) -> Case:
+    """The case with the maps of these methods."""
+    x = changes.get("x", case.x)
+    chosen = [method_of(m) for m in methods]
+    maps = torch.stack([explain(case.network, x, m, case.target, seed=case.seed).heatmap().double() for m in chosen])
+    made = _with(case, maps, **changes)
+    made.methods = tuple(chosen)
+    return made
+
+
+def _knows_steady_from_sharp(metric: Metric, case: Case) -> None:
+    scores = metric.score(_made(case, "gradient", _Given("sharp")))
+    if metric.family == "robustness":
+        assert (scores[0].abs() <= 1e-6).all(), f"the gradient of a linear network never changes; got {scores[0].tolist()}"
+        assert (scores[1] > 0.1).all(), f"a map that changes with anything: {scores[1].tolist()}"
+
+
+def _knows_what_ignores_the_network(metric: Metric, case: Case) -> None:
+    if metric.family != "randomization":
+        return
+    scores = metric.score(_made(case, "gradient", _Given("edges")))
+    assert torch.allclose(scores[1], torch.ones_like(scores[1])), f"an edge detector stays the same; got {scores[1].tolist()}"
+    assert (scores[0] < 0.9).all(), f"the gradient knows the network; got {scores[0].tolist()}"
+
+
+def _constant_made_maps_have_no_score(metric: Metric, case: Case) -> None:
+    scores = metric.score(_made(case, _Given("zeros"), _Given("ones")))
+    assert scores.isnan().all(), f"maps that are constant: {scores.tolist()}"
+
+
+def _made_alone_or_together(metric: Metric, case: Case) -> None:
+    methods = ("gradient", "input-x-gradient")
+    whole = metric.score(_made(case, *methods))
+    for size in (1, 64):
+        _same(metric.score(_made(case, *methods, batch_size=size)), whole, f"batch size {size}")
+    for m, method in enumerate(methods):
+        _same(metric.score(_made(case, method))[0], whole[m], f"method {m} alone")
+    for i in range(IMAGES):
+        alone = metric.score(_made(case, *methods, x=case.x[i : i + 1], truth=None, places=(case.places[i],)))
+        _same(alone[:, 0], whole[:, i], f"image {i} alone")
+
+
+def _made_at_any_scale(metric: Metric, case: Case) -> None:
+    if metric.scale_free:
+        scores = [metric.score(_made(case, _Given("sharp", factor))) for factor in (1.0, 1e-6, 1e6)]
+        for other in scores[1:]:
+            _same(other, scores[0], "maps times a factor")
+
+
+def _made_without_a_trace(metric: Metric, case: Case) -> None:
+    made = _made(case, "gradient")
+    with unchanged(case.network.module, case.x, "after a metric"):
+        metric.score(made)
+
+
+def _made_within_its_range(metric: Metric, case: Case) -> None:
+    scores = metric.score(_made(case, "gradient", "input-x-gradient", _Given("sharp", 1e30)))
+    low, high = metric.range
+    assert scores.isfinite().all(), f"scores that are not finite: {scores.tolist()}"
+    assert ((scores >= low - 1e-9) & (scores <= high + 1e-9)).all(), f"scores outside {low:g} to {high:g}: {scores.tolist()}"
+
+
+MAKING_LAWS: dict[str, Callable[[Metric, Case], None]] = {
+    law.__name__.strip("_").replace("_", " "): law
+    for law in (
+        _knows_steady_from_sharp, _knows_what_ignores_the_network, _constant_made_maps_have_no_score, _made_alone_or_together,
+        _made_at_any_scale, _made_without_a_trace, _made_within_its_range,
+    )
+}  # fmt: skip
 METRIC_LAWS: dict[str, Callable[[Metric, Case, Tensor], None]] = {
     law.__name__.strip("_").replace("_", " "): law
     for law in (
@@ -197,8 +291,12 @@ def check_metric(metric: Metric | str) -> None:
     metric = _on_zeros(metric_of(metric))
     for channels in (1, 3):
         case, exact = oracle(channels)
-        for name, law in METRIC_LAWS.items():
+        laws: dict[str, Callable[[], None]] = {n: partial(law, metric, case, exact) for n, law in METRIC_LAWS.items()}
+        if "methods" in metric.needs:
+            laws = {n: partial(law, metric, case) for n, law in MAKING_LAWS.items()}
+            laws["is described"] = partial(_is_described, metric, case, exact)
+        for name, law in laws.items():
             try:
-                law(metric, case, exact)
+                law()
             except AssertionError as error:
                 raise AssertionError(f"{metric.name}, {channels} channels: {name}: {error}") from error
