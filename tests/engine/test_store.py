@@ -15,6 +15,8 @@ from sweeping import LAYERS, Counts, Drawn, Loud, Top, all_of, network, same
 import convoscope as cs
 from convoscope.engine import merged
 from convoscope.engine.store import Store
+from convoscope.units.exemplars import RandomPatches
+from convoscope.units.tail import Tail
 
 KILLS = int(os.environ.get("CONVOSCOPE_KILLS", "6"))
 SETTINGS = {"shard_size": 4, "batch_size": 3}
@@ -176,6 +178,45 @@ def test_shards_are_read_one_at_a_time(log: Log, tmp_path: Path) -> None:
     for part in found.shards("head", "top"):
         whole.merge(part)
     assert torch.equal(whole.places, found["head", "top"].places)
+
+
+class Fading(Drawn):
+    """Its first four pictures are bright, until they `fade` or are `lost`."""
+
+    def __init__(self, log: Path, state: str) -> None:
+        super().__init__(30, broken=(1, 2, 3) if state == "lost" else (), log=log)
+        self.state = state
+
+    def key(self, i: int) -> str:
+        return f"{super().key(i)} {self.state if i < 4 else ''}"
+
+    def picture(self, i: int) -> torch.Tensor:
+        return super().picture(i) / (1 if i < 4 and self.state == "bright" else 8)
+
+
+@pytest.mark.parametrize("state", ["fades", "lost"])
+def test_what_knew_of_a_shard_that_changed_is_computed_again(log: Log, tmp_path: Path, state: str) -> None:
+    """The largest values and the first of a sample were in shard 0, and others were left out for it."""
+    store, statistics = tmp_path / "store", {"tail": Tail(fraction=0.05), "few": RandomPatches(k=4, seed=10), "top": Top()}
+    settings: dict[str, Any] = {"layers": ["input", "head"], **SETTINGS}
+    cs.sweep(network(), Fading(log.path, "bright"), statistics, store=store, **settings)
+    log.read()
+    data = Fading(log.path, state)
+    found = cs.sweep(network(), data, statistics, store=store, **settings)
+    again = log.read()
+    assert [i for i in again if i > 3]
+    fresh = cs.sweep(network(), Fading(tmp_path / "other", state), statistics, **settings)
+    for layer in found.layers:
+        for name, of in (("tail", lambda t: t.largest), ("few", lambda r: r.value().images), ("top", lambda t: t.places)):
+            assert torch.equal(of(found[layer, name]), of(fresh[layer, name])), name
+        assert torch.equal(found[layer, "tail"].value().value, fresh[layer, "tail"].value().value)
+        ours, theirs = ([set(zip(t.cells.tolist(), t.levels.tolist(), strict=True)) for t in s.shards(layer, "tail") if t.begun]
+                        for s in (found, fresh))  # fmt: skip
+        assert all(a >= b for a, b in zip(ours[1:], theirs[1:], strict=True))
+    assert len(files(store)) == 8 + 1  # that of the first state stays
+    rest = cs.sweep(network(), data, statistics, store=store, **settings)
+    assert same(rest, found)
+    assert log.read() == []
 
 
 # ---- parts

@@ -71,6 +71,13 @@ class Statistic:
     def hint(self, earlier: Self) -> None:
         """What another shard has found, before the first update: it may save work, and must not change the value."""
 
+    def lacks(self, part: Self) -> bool:
+        """Whether this value needs what `part`, merged into it, left out for a hint of others that are gone or have changed.
+
+        `part` may be the whole itself, which stands for all of its parts.
+        """
+        return False
+
     def value(self) -> Any:
         """The result over everything taken in so far."""
         raise NotImplementedError

@@ -20,16 +20,20 @@ class Fold:
 
     def __init__(self, plan: Plan, shards: tuple[Shard, ...], store: Store | None, progress: Progress | None = None) -> None:
         self.plan, self.shards, self.store, self.progress = plan, shards, store, progress
-        self.images, self.done, self.merged = sum(map(len, shards)), 0, 0
-        self.ready: dict[int, Part] = {}
+        self.images, self.done = sum(map(len, shards)), 0
         self.places: dict[int, dict[str, Path]] = {}  # number of a shard -> key of a pair -> its file
         self.claims: dict[int, Claim] = {}
         self.deferred: list[Shard] = []  # other processes are at them
-        self.kept: list[dict[Pair, Statistic]] = []
         names = tuple(plan.statistics)
         self.sweep = Sweep(plan.network_name, plan.network_hash, plan.dataset_name, plan.images, plan.layers, names)
-        self.sweep.statistics = {pair: plan.statistics[pair[1]].fresh() for pair in plan.keys}
         self.sweep.reader = self.read
+        self._begin()
+
+    def _begin(self) -> None:
+        self.merged = 0
+        self.ready: dict[int, Part] = {}
+        self.kept: list[dict[Pair, Statistic]] = []
+        self.sweep.statistics = {pair: self.plan.statistics[pair[1]].fresh() for pair in self.plan.keys}
 
     # ---- what is to be done
     def tasks(self, shards: Iterable[Shard]) -> Iterator[Task]:
@@ -87,6 +91,32 @@ class Fold:
                 claim.release()
         if self.store is None or self._next(task.shard):
             self.ready[task.shard.number] = part
+        self._merge()
+
+    # ---- what was done in vain
+    def lacking(self) -> Iterator[Task]:
+        """What to compute once more without hints: shards that left something out which counts now that others changed."""
+        whole = self.sweep.statistics
+        if self.store is None or self.merged < len(self.plan.shards):
+            return
+        wrong: dict[int, list[Pair]] = {}
+        for pair in (pair for pair in self.plan.keys if whole[pair].lacks(whole[pair])):
+            for shard, part in zip(self.shards, self.read(pair), strict=True):
+                if whole[pair].lacks(part):
+                    wrong.setdefault(shard.number, []).append(pair)
+        for shard in self.shards:
+            if pairs := tuple(wrong.get(shard.number, ())):
+                yield Task(shard, pairs, self.plan.shard_keys[shard.number], tuple(self.plan.keys[p] for p in pairs))
+
+    def replace(self, found: Iterable[tuple[Task, Part, bytes | None]]) -> None:
+        """Put these parts in the place of what the store has, and merge all of it anew."""
+        assert self.store is not None
+        for task, part, _ in found:
+            places = self.places[task.shard.number]
+            for path in dict.fromkeys(places[key] for key in task.keys):
+                mine = [p for p, key in zip(task.pairs, task.keys, strict=True) if places[key] == path]
+                self.store.replace(path, {self.plan.keys[p]: part.statistics[p] for p in mine})
+        self._begin()
         self._merge()
 
     def release(self) -> None:

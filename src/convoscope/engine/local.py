@@ -38,7 +38,7 @@ class Here:
         self.work = work
 
     def compute(self, tasks: Iterable[Task], hints: Hints, tell: Callable[[int], None]) -> Iterator[Found]:
-        return map(lambda found: (*found, None), compute(self.work, tasks, hints, tell))  # keeps no part
+        return map(lambda found: (*found, None), compute(self.work, tasks, hints, tell))  # noqa: C417  a loop would keep a part
 
     def close(self) -> None:
         """Nothing to be ended."""

@@ -87,6 +87,8 @@ def _run(fold: Fold, engine: Engine) -> None:
             if fold.deferred and len(fold.deferred) == len(shards):
                 time.sleep(POLL)
             shards = fold.deferred
+        if again := list(fold.lacking()):
+            fold.replace(engine.compute(iter(again), lambda _: {}, lambda _: None))
     finally:
         fold.release()
         engine.close()

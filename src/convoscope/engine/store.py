@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -50,7 +51,10 @@ def encode(shard: str, part: Part, keys: Mapping[Pair, str]) -> bytes:
         listed.append([*pair, keys[pair]])
         state = {k: getattr(statistic, k) for k in statistic.state} if statistic.begun else {}
         tensors |= {f"{number}.{k}": t.detach().cpu().contiguous() for k, t in state.items()}
-    about = {"schema": SCHEMA, "shard": shard, "pairs": listed, "failed": part.failed}
+    return _file({"schema": SCHEMA, "shard": shard, "pairs": listed, "failed": part.failed}, tensors)
+
+
+def _file(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
     header, order = _header(tensors, {"convoscope": json.dumps(about), "checksum": BLANK.decode()})
     parts = [header, *(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()) for name in order)]
     at = header.index(MARK) + len(MARK)
@@ -86,6 +90,7 @@ class Contents:
     numbers: dict[str, int]
     failed: dict[int, str]
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
 
     def state(self, key: str) -> dict[str, Tensor]:
         """The tensors of one pair."""
@@ -110,7 +115,7 @@ def decode(data: bytes) -> Contents:
 def _contents(text: str, tensors: dict[str, Tensor]) -> Contents:
     about = json.loads(text)
     numbers = {key: number for number, (_, _, key) in enumerate(about["pairs"])}
-    return Contents(about["shard"], numbers, {int(i): r for i, r in about["failed"].items()}, tensors)
+    return Contents(about["shard"], numbers, {int(i): r for i, r in about["failed"].items()}, tensors, about)
 
 
 class Store:
@@ -121,7 +126,7 @@ class Store:
         self.shards, self.claims = self.folder / "shards", self.folder / "claims"
         for path in (self.folder, self.shards, self.claims):
             make_folder(path)
-        _clean(self.shards)
+        _clean(self.folder)
 
     def write(self, shard: str, data: bytes, keys: Iterable[str]) -> Path:
         """Write a shard's file for the pairs of these keys: afterwards it is on the disk."""
@@ -161,6 +166,16 @@ class Store:
             return decode(path.read_bytes())
         except (OSError, Damaged) as error:
             raise ConvoscopeError(f"{str(path)!r} was damaged while it was in use ({error}); run again") from None
+
+    def replace(self, path: Path, statistics: Mapping[str, Statistic]) -> None:
+        """Put other statistics in the place of those of these keys; the file is the old or the new one at any moment."""
+        contents = self.load(path)
+        tensors = dict(contents.tensors)
+        for key, statistic in statistics.items():
+            start = f"{contents.numbers[key]}."
+            tensors = {name: t for name, t in tensors.items() if not name.startswith(start)}
+            tensors |= {start + name: t.contiguous() for name, t in statistic.state_dict().items()}
+        write_durably(path, _file(contents.about, tensors))
 
     def state(self, path: Path, key: str) -> dict[str, Tensor]:
         """The tensors of one pair, without reading the rest of the file."""

@@ -12,14 +12,17 @@ from convoscope.core.errors import UsageError
 from convoscope.core.statistic import SUM, Samples, Statistic
 from convoscope.units.histograms import of_channels, seen
 
+TOGETHER = 1 << 11  # positions multiplied at once
+WIDE = 256  # units of a block of the products: of two that mirror each other one is computed
+
 
 @dataclass(kw_only=True, eq=False)
 class UnitCorrelation(Statistic):
     """Correlation of every two units of a layer, over all images and positions.
 
     Of maps with more than `positions` a regular grid of positions is taken. Products are summed in the type of the
-    activations within a batch and in float64 over batches. The state is C x C numbers; an image costs as much as a 1 x 1
-    convolution from the layer to itself at the positions taken.
+    activations over some thousand positions and in float64 beyond. The state is C x C numbers; an image costs half as much as
+    a 1 x 1 convolution from the layer to itself at the positions taken.
     """
 
     positions: Annotated[int, "positions of a map that are taken at most"] = 256
@@ -30,17 +33,46 @@ class UnitCorrelation(Statistic):
         if self.positions < 1:
             raise UsageError(f"positions are 1 or more; got {self.positions}")
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has seen anything; asked for every batch, so without multiplying what waits."""
+        return hasattr(self, "_products")
+
+    @property
+    def products(self) -> Float[Tensor, "units units"]:
+        """Sums of products of every two units."""
+        self._multiply()
+        return self._products
+
+    @products.setter
+    def products(self, values: Tensor) -> None:
+        self._products, self._waiting = values, []
+
     def update(self, batch: Tensor, samples: Samples | None = None) -> None:
         values = of_channels(batch, len(self.sums) if self.begun else None)
         if values.shape[2] > self.positions:
             step = math.ceil(math.sqrt(values.shape[2] / self.positions))
             values = batch.detach()[:, :, step // 2 :: step, step // 2 :: step].flatten(2)
         values = values if values.dtype == torch.float64 else values.float()
-        nothing = values.new_zeros(values.shape[1], values.shape[1])
-        products = torch.addbmm(nothing, values, values.transpose(1, 2))
-        made = torch.tensor(len(values) * values.shape[2]), values.sum((0, 2)).double().cpu(), products.double().cpu()
-        before = (self.count, self.sums, self.products) if self.begun else (0, 0, 0)
-        self.count, self.sums, self.products = (a + b for a, b in zip(made, before, strict=True))
+        if not self.begun:
+            units = values.shape[1]
+            self.count, self.sums = torch.tensor(0), torch.zeros(units, dtype=torch.float64)
+            self.products = torch.zeros(units, units, dtype=torch.float64)
+        self.count = self.count + len(values) * values.shape[2]
+        self.sums = self.sums + values.sum((0, 2)).double().to(self.sums.device)
+        self._waiting.append(values.transpose(0, 1).reshape(values.shape[1], -1) if len(values) > 1 else values[0].clone())
+        if sum(rows.shape[1] for rows in self._waiting) >= TOGETHER:
+            self._multiply()
+
+    def _multiply(self) -> None:
+        """Add the products of what waits: many positions at once, and of the mirrored half only one."""
+        if not self._waiting:
+            return
+        rows, self._waiting, whole = torch.cat(self._waiting, 1), [], self._products
+        for a in range(0, len(rows), WIDE):
+            found = (rows[a : a + WIDE] @ rows[a:].T).to(whole.device)
+            whole[a : a + WIDE, a:] += found
+            whole[a + WIDE :, a : a + WIDE] += found[:, WIDE:].T
 
     def value(self) -> Float[Tensor, "units units"]:
         """Pearson's correlations, -1 to 1; NaN with units that never change."""

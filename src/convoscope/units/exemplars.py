@@ -114,7 +114,7 @@ class TopPatches(Statistic):
         units, rows = self._may_enter(peaks, images).nonzero(as_tuple=True)
         if len(units):
             width = batch.shape[3] if batch.dim() == 4 else 1
-            found = self.sign * maps[rows, units] + 0.0
+            found = maps[rows, units]
             self._enter(units, *self._candidates(found, peaks[units, rows], images[rows], units, width))
 
     def _may_enter(self, peaks: Tensor, images: Tensor) -> Tensor:
@@ -128,9 +128,9 @@ class TopPatches(Statistic):
         """Values and places (pairs, n) of the best of each map `found` (pairs, positions)."""
         count = min(self.per_image or self.k, self.k, found.shape[1])
         if count == 1:
-            at = self._spot(found == peaks[:, None], images, units)
+            at = self._spot(found == self.sign * peaks[:, None], images, units)
             return peaks[:, None], ((images << 32) + (at // width << 16) + at % width)[:, None]
-        at = torch.arange(found.shape[1], device=found.device)
+        found, at = self.sign * found + 0.0, torch.arange(found.shape[1], device=found.device)
         places = (images << 32)[:, None] + (at // width << 16) + at % width
         values, _, places = _best(found, self._order(places, units[:, None]), count, places)
         return values, places
@@ -232,7 +232,7 @@ class SampledImages(Statistic):
         chosen = order <= (torch.minimum(self.limit, self.order[-1]) if len(self.order) == self.count else self.limit)
         if not bool(chosen.any()) or not maps.shape[2]:
             return
-        peaks, spots = maps[chosen.to(maps.device)].max(2)
+        peaks, spots = (maps if bool(chosen.all()) else maps[chosen.to(maps.device)]).max(2)
         width = batch.shape[3] if batch.dim() == 4 else 1
         spots = ((spots // width << 16) + spots % width).to(torch.int32)
         peaks = _checked(peaks, _rows(samples, chosen)).cpu().to(self.peaks.dtype)
@@ -257,6 +257,10 @@ class SampledImages(Statistic):
             self.limit = torch.minimum(self.limit, other.limit)
             self._keep(other.order, other.images, other.peaks.to(self.peaks.dtype), other.spots)
         return self
+
+    def lacks(self, part: "SampledImages") -> bool:  # type: ignore[override]
+        """Whether the part left out images that the sample of all has room for."""
+        return self.begun and part.begun and len(self.order) < min(self.count, int(self.seen)) and int(part.limit) < NONE
 
     def _chosen(self, which: Int[Tensor, "units k"]) -> Patches:
         """The patches of these places in the sample."""

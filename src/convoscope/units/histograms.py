@@ -53,21 +53,47 @@ class ActivationHistogram(Statistic):
 
     state = {"counts": SUM}
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has seen anything; asked for every batch, so without counting what waits."""
+        return hasattr(self, "_counts")
+
+    @property
+    def counts(self) -> Int[Tensor, "units bins"]:
+        """How many activations of each unit lie in each bin."""
+        self._count()
+        return self._counts
+
+    @counts.setter
+    def counts(self, values: Tensor) -> None:
+        self._counts, self._waiting = values, []
+
     def update(self, batch: Tensor, samples: Samples | None = None) -> None:
-        values = of_channels(batch, len(self.counts) if self.begun else None)
-        channels = values.shape[1]
-        first = torch.arange(channels, device=batch.device, dtype=torch.int32)[:, None] * 2 * _KEYS + _KEYS
-        found = torch.zeros(2 * _KEYS * channels, dtype=torch.int64, device=batch.device)
-        each = max(1, values.shape[1] * values.shape[2])
-        for rows in values.split(max(1, max(AT_ONCE, 4 * _KEYS * channels) // each)):  # small enough for caches
-            keys = rows.to(torch.float32).contiguous().view(torch.int32) >> _SHIFT  # -1024..-1 below zero, 0..1023 above
-            found += torch.bincount(keys.add_(first).flatten(), minlength=len(found))
+        values = of_channels(batch, len(self._counts) if self.begun else None)
+        if not self.begun:
+            self.counts = torch.zeros(values.shape[1], BINS, dtype=torch.int64)
+        keys = values.to(torch.float32).contiguous().view(torch.int32) >> _SHIFT  # -1024..-1 below zero, 0..1023 above
+        self._waiting.append(keys.to(torch.int16))
+        if sum(rows.numel() for rows in self._waiting) >= max(AT_ONCE, 2 * _KEYS * values.shape[1]):
+            self._count()
+
+    def _count(self) -> None:
+        """Count what waits: at least as many values as there are keys to count them by."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        channels, device = waiting[0].shape[1], waiting[0].device
+        first = torch.arange(channels, device=device, dtype=torch.int32)[:, None] * 2 * _KEYS + _KEYS
+        found = torch.zeros(2 * _KEYS * channels, dtype=torch.int64, device=device)
+        whole = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
+        for rows in whole.split(max(1, AT_ONCE // max(1, waiting[0][0].numel()))):
+            place_of = (rows + first).flatten()
+            found.index_add_(0, place_of, torch.ones_like(place_of, dtype=torch.int64))
         found = found.view(channels, 2, _KEYS)
         low, high = (127 - OCTAVES) * PER_OCTAVE, (127 + OCTAVES) * PER_OCTAVE
         near, far = found[..., 1:low].sum(-1, keepdim=True), found[..., high:].sum(-1, keepdim=True)
         below, above = torch.cat([near, found[..., low:high], far], -1).unbind(1)
-        counts = torch.cat([below.flip(1), found[..., 0].sum(1, keepdim=True), above], 1).cpu()
-        self.counts = self.counts + counts if self.begun else counts
+        self._counts = self._counts + torch.cat([below.flip(1), found[..., 0].sum(1, keepdim=True), above], 1).cpu()
 
     def value(self) -> Int[Tensor, "units bins"]:
         """How many activations lie in each bin. Raises UsageError before the first batch."""

@@ -65,6 +65,22 @@ class Sample:
         return Sample(*parts, seen=self.seen)
 
 
+class _Kept:
+    """One of the tensors of a reservoir, put in order when it is read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, reservoir: Any, owner: type) -> Any:
+        if reservoir is None:
+            return self
+        reservoir._settle()
+        return reservoir._found[self.name]
+
+    def __set__(self, reservoir: Any, tensor: Tensor) -> None:
+        reservoir.__dict__.setdefault("_found", {})[self.name] = tensor
+
+
 @dataclass(kw_only=True, eq=False)
 class Reservoir(Statistic):
     """A sample of `count` activations, each the vector over channels at one position of one image.
@@ -79,8 +95,10 @@ class Reservoir(Statistic):
     seed: Annotated[int, "another seed, another sample"] = 0
 
     state = {**dict.fromkeys(KEPT, CONCATENATE), "seen": SUM}
+    hash, image, row, column, category, values = (_Kept() for _ in KEPT)
 
     def __post_init__(self) -> None:
+        self._waiting: list[dict[str, Tensor]] = []
         if self.count < 1 or self.per_image < 0:
             raise UsageError(f"a reservoir keeps 1 or more, 0 (all) or more of each image; got {self.count}, {self.per_image}")
 
@@ -89,17 +107,29 @@ class Reservoir(Statistic):
             raise UsageError("a reservoir has to know which images the rows are; update(batch, samples)")
         if batch.dim() not in (2, 4):
             raise UsageError(f"expected activations (B, C) or (B, C, h, w); got shape {tuple(batch.shape)}")
-        if self.begun and batch.shape[1] != self.values.shape[1]:
-            raise UsageError(f"expected {self.values.shape[1]} channels; got shape {tuple(batch.shape)}")
+        if self.begun and batch.shape[1] != self._found["values"].shape[1]:
+            raise UsageError(f"expected {self._found['values'].shape[1]} channels; got shape {tuple(batch.shape)}")
         if not len(batch):
             return
         found = self._candidates(batch.detach(), samples)
-        seen = torch.tensor(batch.numel() // batch.shape[1])
-        if self.begun:
-            found = {name: torch.cat([getattr(self, name), found[name]]) for name in KEPT}
-            seen = seen + self.seen
-        self._keep(found)
-        self.seen = seen
+        if not self.begun:
+            self._found = {name: tensor[:0] for name, tensor in found.items()}
+            self.seen = torch.tensor(0)
+        self.seen = self.seen + batch.numel() // batch.shape[1]
+        self._waiting.append(found)
+        if sum(len(waiting["hash"]) for waiting in self._waiting) > self.count // 2:
+            self._settle()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has seen anything; asked for every batch, so without putting in order what waits."""
+        return hasattr(self, "seen")
+
+    def _settle(self) -> None:
+        """Put what waits in order, and let go what is too much."""
+        if self._waiting:
+            parts, self._waiting = [self._found, *self._waiting], []
+            self._keep({name: torch.cat([part[name] for part in parts]) for name in KEPT})
 
     def _candidates(self, batch: Tensor, samples: Samples) -> dict[str, Tensor]:
         """What of a batch may be kept, on the CPU: only that is copied from the device."""
@@ -114,8 +144,8 @@ class Reservoir(Statistic):
             best = key.topk(self.per_image, 1, largest=False).indices
             chosen = best + key.shape[1] * torch.arange(len(best), device=device)[:, None]
         chosen = chosen.flatten()
-        if self.begun and len(self.hash) == self.count:
-            chosen = chosen[places[chosen] <= self.hash[-1].to(device)]
+        if self.begun and len(self._found["hash"]) == self.count:  # what is beyond the new one goes later
+            chosen = chosen[places[chosen] <= self._found["hash"][-1].to(device)]
         elif len(chosen) > self.count:
             chosen = chosen[places[chosen] <= places[chosen].kthvalue(self.count).values]
         rows, unit = chosen // key.shape[1], chosen % key.shape[1]
@@ -131,8 +161,7 @@ class Reservoir(Statistic):
         order = torch.arange(len(found["hash"]))
         for name in ("column", "row", "image", "hash"):
             order = order[found[name][order].argsort(stable=True)]
-        for name in KEPT:
-            setattr(self, name, found[name][order[: self.count]])
+        self._found = {name: found[name][order[: self.count]] for name in KEPT}
 
     def merge(self, other: Self) -> Self:
         if self.accepts(other):

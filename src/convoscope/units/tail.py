@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convoscope.core.errors import ConvoscopeError, UnsupportedError, UsageError
 from convoscope.core.statistic import CONCATENATE, MAXIMUM, MINIMUM, SUM, Samples, Statistic
+from convoscope.units.spilled import Spilled, where
 
 
 @dataclass(frozen=True)
@@ -79,20 +80,25 @@ class Tail(Statistic):
     @property
     def cells(self) -> Tensor:
         """Places of spilled values: ((image * units + unit) * h + row) * w + column."""
-        return _joined(self._cells)
+        return _joined(self._settled().cells)
 
     @cells.setter
     def cells(self, values: Tensor) -> None:
-        self._cells = [values]
+        self._spilled = Spilled([values], self.__dict__.get("_spilled", Spilled()).levels)
 
     @property
     def levels(self) -> Tensor:
         """The spilled values themselves."""
-        return _joined(self._levels)
+        return _joined(self._settled().levels)
 
     @levels.setter
     def levels(self, values: Tensor) -> None:
-        self._levels = [values]
+        self._spilled = Spilled(self.__dict__.get("_spilled", Spilled()).cells, [values])
+
+    def _settled(self) -> "Spilled":
+        if self._spilled.batches:
+            self._spilled.settle(torch.maximum(self.bound, self._kth()))
+        return self._spilled
 
     @property
     def kept(self) -> int:
@@ -122,7 +128,7 @@ class Tail(Statistic):
         if self._keep(maps, above, self._floor):
             self._floor = torch.maximum(self.bound, self._kth())
             above = maps > self._floor[:, None, None]
-        self._spill(maps, above, samples.index)
+        self._spilled.add(maps, above, samples.index, self._floor)
 
     def hint(self, earlier: "Tail") -> None:
         """What is below the threshold of other images of the same data set is below that of all."""
@@ -136,7 +142,7 @@ class Tail(Statistic):
         hint = getattr(self, "_hint", None)
         self.bound = torch.full((channels,), -torch.inf, **like) if hint is None else hint.to(**like)
         self.largest = torch.empty(0, channels, **like)
-        self._rows, self._cells, self._levels = [], [], []
+        self._rows, self._spilled = [], Spilled()
 
     def _check(self, maps: Tensor, samples: Samples) -> None:
         if maps.shape[1] != len(self._kept):
@@ -169,7 +175,7 @@ class Tail(Statistic):
             self._blocks.append(maps.transpose(0, 1).flatten(1) + 0.0)  # no negative zero
             self._waiting += self._blocks[-1].shape[1]
         else:
-            places = above.reshape(-1).nonzero()[:, 0]
+            places = where(above)
             units = places // maps[0, 0].numel() % channels
             self._pending.append((units, maps.reshape(-1)[places] + 0.0))
             self._waiting += torch.bincount(units, minlength=channels)
@@ -198,19 +204,6 @@ class Tail(Statistic):
     def _largest_of(self, values: Float[Tensor, "units values"]) -> Float[Tensor, "units kept"]:
         return values.topk(self.kept, 1, sorted=False).values if values.shape[1] > self.kept else values
 
-    def _spill(self, maps: Tensor, above: Tensor, index: Tensor) -> None:
-        images, units = above.flatten(2).any(2).nonzero(as_tuple=True)
-        near, chosen = above[images, units], maps[images, units]
-        for axis in (1, 2):
-            was = near.clone()
-            size = near.shape[axis]
-            near.narrow(axis, 1, size - 1).logical_or_(was.narrow(axis, 0, size - 1))
-            near.narrow(axis, 0, size - 1).logical_or_(was.narrow(axis, 1, size - 1))
-        pairs, places = near.flatten(1).nonzero(as_tuple=True)
-        base = index.to(images.device)[images] * maps.shape[1] + units
-        self._cells.append((base[pairs] * maps[0, 0].numel() + places).cpu())
-        self._levels.append((chosen.flatten(1)[pairs, places] + 0.0).cpu())
-
     # ---- together
     def merge(self, other: "Tail") -> "Tail":
         if self.accepts(other):
@@ -225,16 +218,24 @@ class Tail(Statistic):
             self.images = self.images + other.images.to(self.images.device)
         return self
 
+    def _threshold(self) -> Tensor:
+        rank, largest = self._rank(int(self.images)), self.largest
+        return largest[rank - 1] if len(largest) >= rank else torch.full_like(self.smallest, -torch.inf)
+
+    def lacks(self, part: "Tail") -> bool:  # type: ignore[override]
+        """Whether the part left out values that may be above the threshold of all."""
+        return self.begun and part.begun and bool((part.bound.to(self.smallest.device) > self._threshold()).any())
+
     def value(self) -> Thresholds:
         """The threshold of each unit over everything taken in. Raises UsageError before the first batch, ConvoscopeError where
         shards were begun with the hint of others that are missing here."""
         if not self.begun:
             raise UsageError("no threshold: nothing was seen")
-        seen, rank, largest = int(self.images) * int(self.grid.prod()), self._rank(int(self.images)), self.largest
-        full = largest[rank - 1] if len(largest) >= rank else torch.full_like(self.smallest, -torch.inf)
-        if bool((full < self.bound).any() | full.isinf().any()):
+        full, seen, largest = self._threshold(), int(self.images) * int(self.grid.prod()), self.largest
+        if self.lacks(self) or bool(full.isinf().any()):
             raise ConvoscopeError(
-                "these shards were measured knowing others that are missing or have changed; merge them all, or measure again"
+                "these shards were measured knowing others that are missing or have changed; merge them all, or sweep their "
+                "store again"
             )
         dead = largest[0] == self.smallest
         return Thresholds(full, (largest > full).sum(0).cpu().double() / seen, dead, (full == self.smallest) & ~dead, seen)
@@ -259,5 +260,5 @@ def _maps(batch: Tensor) -> Tensor:
             "(channels, height, width) or (channels,)"
         )
     batch = batch.detach()
-    batch = batch if batch.dtype == torch.float64 else batch.float()
+    batch = (batch if batch.dtype == torch.float64 else batch.float()).contiguous()
     return batch if batch.dim() == 4 else batch[:, :, None, None]
