@@ -158,10 +158,10 @@ def test_pictures_for_a_difference_raise_one_and_lower_the_other(image: cs.Image
     start = cs.ascend(net, [A, B], image, steps=0)
     alone = cs.ascend(net, [A, B, A - B, B - A], image, steps=40)
     found = {name: [float(s) for s in _scores(net, alone.pixels[k])] for k, name in enumerate(("a", "b", "a-b", "b-a"))}
-    assert found["a-b"][0] > start.scores[0] + 0.05
-    assert found["a-b"][1] < start.scores[1] - 0.05
-    assert found["b-a"][1] > start.scores[1] + 0.05
-    assert found["b-a"][0] < start.scores[0] - 0.05
+    assert found["a-b"][0] > start.scores[0] + 0.01
+    assert found["a-b"][1] < start.scores[1] - 0.01
+    assert found["b-a"][1] > start.scores[1] + 0.01
+    assert found["b-a"][0] < start.scores[0] - 0.01
     assert alone.scores[2] == pytest.approx(found["a-b"][0] - found["a-b"][1], abs=1e-6)
 
 

@@ -53,7 +53,7 @@ class MACO(Image):
         """
         axes = natural_axes(network, dataset, **settings)
         found = measure(network, dataset, Spectrum(axes=tuple(map(tuple, axes.tolist()))), **settings)
-        return cls(size=size, decorrelate=axes if len(axes) != 3 else True, magnitude=found.value().float())
+        return cls(size=size, decorrelate=axes if len(axes) != 3 else True, magnitude=found.value().half())
 
     def transforms(self, size: tuple[int, int], seen: tuple[int, int]) -> tuple[Transform, ...]:
         """Boxes of the picture with noise, as in the paper, at the size that a network is to see."""
