@@ -1,6 +1,7 @@
 """Fooling images: confidences of the saved file, the length of steps, every kind of network, resume, and the command."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -271,3 +272,13 @@ def test_lenet_is_fooled_in_every_digit_by_every_way(testdata: Path) -> None:
     for by, steps in (("gradient", 200), ("evolution-direct", 60), ("evolution-cppn", 10)):
         made = cs.fool(net, by=by, steps=steps)
         assert sum(made.confidences) / 10 >= 0.99, by
+
+
+def test_the_code_of_the_guide_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "how-to" / "fooling.md"
+    blocks = re.findall(r"```python\n(.*?)```", guide.read_text(encoding="utf-8"), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    found: dict = {}
+    exec(compile("\n".join(blocks), guide.name, "exec"), found)
+    assert len(found["made"]) == len(list(Path("fooled").glob("*.png")))
+    assert found["found"].best.shape == (3, *found["net"].size)

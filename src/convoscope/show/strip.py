@@ -208,13 +208,14 @@ def _short(text: str, wide: float, zoom: int) -> str:
 # ---- page
 
 
-def page(strip: Strip, lede: str = "", command: str = "", least: int = 96) -> str:
-    """The strip as a page that is complete in one file."""
+def page(strip: Strip, lede: str = "", command: str = "", least: int = 96, before: int | None = None) -> str:
+    """The strip as a page that is complete in one file; `before` groups stand before the chart (default: all)."""
     picture = None if strip.picture is None else _source(strip.picture, 256)
     return html.render(
         "strip.html", title=strip.title, lede=lede, about=strip.about, groups=[_group(g, least) for g in strip.groups],
         scale=_legend(strip.scale), command=command, side=strip.side, gap=strip.gap, picture=picture,
-        chart=None if strip.chart is None else _png(strip.chart), style=html.style("page.css", "strip.css"),
+        chart=None if strip.chart is None else _png(strip.chart),
+        before=len(strip.groups) if before is None else before, style=html.style("page.css", "strip.css"),
     )  # fmt: skip
 
 

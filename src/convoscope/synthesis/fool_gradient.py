@@ -1,17 +1,15 @@
 """Fooling images by gradient ascent on the probability of a class (Nguyen et al. 2015)."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.core.record import Activations
 from convoscope.images.base import Draws
 from convoscope.synthesis.fool_state import State, content
-from convoscope.targets.classes import probabilities
+from convoscope.targets import LogProbability
 
 if TYPE_CHECKING:
     from convoscope.synthesis.fool import Run
@@ -19,26 +17,6 @@ if TYPE_CHECKING:
 NOISE = 0.1  # standard deviation of the starting noise
 PROGRESS, SHARE = 0.03, 0.1  # how much a step is to add to a probability: at most this, at most this share of what lacks
 LARGEST = 2 / 255  # the largest step, root mean square over the pixels
-
-
-@dataclass(frozen=True)
-class _LogProbability:
-    """The log probability of a class of its own for each row."""
-
-    classes: tuple[int, ...]
-
-    open = False
-
-    def addresses(self) -> tuple[str, ...]:
-        return ("output",)
-
-    def resolve(self, activations: Activations) -> "_LogProbability":
-        return self
-
-    def __call__(self, activations: Activations) -> Float[Tensor, " rows"]:
-        sure = probabilities(activations["output"].double())
-        own = torch.tensor(self.classes)[activations.rows].to(sure.device)
-        return sure.gather(1, own[:, None])[:, 0].clamp(min=torch.finfo(sure.dtype).tiny).log()
 
 
 def _mean(run: "Run") -> Tensor:
@@ -72,6 +50,7 @@ def climb(run: "Run", start: Any, decay: float) -> tuple[Tensor, State]:
     longer than `LARGEST`. Gradients are those at the picture of 8 bits.
     """
     pixels = _start(run, start)
+    pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))  # small steps add up
     said = {**run.key(), "by": "gradient", "seed": run.seed, "decay": decay, "goal": run.live.goal, "start": content(pixels)}
     state = run.live.run(
         said,
@@ -85,19 +64,18 @@ def climb(run: "Run", start: Any, decay: float) -> tuple[Tensor, State]:
 def _stepped(run: "Run", state: State, decay: float) -> State:
     """Looks at the pictures, notes the better ones, and moves those that have not reached the goal."""
     before = state.history[-1] if state.history else torch.full((len(run.classes),), -1.0, dtype=torch.float64)
-    going = before < run.live.goal
-    rows = going.nonzero()[:, 0]
-    pixels = state.tensors["pixels"][rows].to(run.space.device)
-    rounded = _bytes(pixels)
-    target = _LogProbability(tuple(run.classes[int(r)] for r in rows))
-    gradient, log = run.probe(len(rows), target).grad_and_score(run.normalized(rounded))
-    sure, gradient = log.exp(), gradient.double() / _deviation(run)
-    better = sure.cpu() > before[rows]
     best, moved, now = state.tensors["best"].clone(), state.tensors["pixels"].clone(), before.clone()
-    best[rows[better]] = rounded.cpu()[better]
-    now[rows] = torch.maximum(now[rows], sure.cpu())
     middle = _mean(run)
-    moved[rows] = ((pixels - middle) * (1 - decay) + middle + _step(gradient, sure)).clamp(0, 1).to(moved.dtype).cpu()
+    for rows in (before < run.live.goal).nonzero()[:, 0].split(run.session.batch_size):
+        pixels = moved[rows].to(run.space.device)
+        rounded = _bytes(pixels)
+        target = LogProbability(tuple(run.classes[int(r)] for r in rows))
+        gradient, log = run.probe(len(rows), target).grad_and_score(run.normalized(rounded))
+        sure, gradient = log.double().exp(), gradient.double() / _deviation(run)
+        better = sure.cpu() > before[rows]
+        best[rows[better]] = rounded.cpu()[better]
+        now[rows] = torch.maximum(now[rows], sure.cpu())
+        moved[rows] = ((pixels - middle) * (1 - decay) + middle + _step(gradient, sure)).clamp(0, 1).to(moved.dtype).cpu()
     return State({"pixels": moved, "best": best}, [*state.history, now], state.frames)
 
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIDE = 112  # points of a picture in a figure
+MOST = 50  # pictures in a figure
+SMALL = 64  # pixels; smaller pictures are shown pixel by pixel
 WORDS = {
     "gradient": "gradient ascent",
     "evolution-direct": "evolution, a gene for each pixel",
@@ -70,6 +72,16 @@ class Fooled:
         return [self.network.category(c).split(",")[0] for c in self.classes]
 
     @property
+    def smooth(self) -> bool:
+        """Whether pictures are large enough to be enlarged smoothly."""
+        return max(self.levels.shape[2:]) >= SMALL
+
+    @property
+    def step(self) -> str:
+        """What is counted: "step" or "generation"."""
+        return "step" if self.by == "gradient" else "generation"
+
+    @property
     def curve(self) -> Float[Tensor, "steps 3"]:
         """Median, mean and least of the classes' best confidences after each step."""
         h = self.history
@@ -94,39 +106,39 @@ class Fooled:
         return figure(self._way())
 
     def _grid(self) -> Strip:
-        smooth = max(self.levels.shape[2:]) >= 64  # small ones are shown pixel by pixel
+        order, facts = range(len(self)), self.facts()
+        if len(self) > MOST:
+            order = torch.tensor(self.confidences).argsort(descending=True, stable=True)[:MOST].tolist()
+            facts = [*facts, f"the {MOST} classes it is surest of"]
         tiles = [
-            Grid([Tile(colored(p), percent(c), smooth)], 1, name)
-            for p, c, name in zip(self.levels, self.confidences, self.names, strict=True)
+            Grid([Tile(colored(self.levels[k]), percent(self.confidences[k]), self.smooth)], 1, self.names[k]) for k in order
         ]
         groups = [Group("", tiles[i : i + 5]) for i in range(0, len(tiles), 5)]
-        return Strip("Pictures that fool the network", groups, self.facts(), side=SIDE, chart=self.chart())
+        return Strip("Pictures that fool the network", groups, facts, side=SIDE, chart=self.chart())
 
     def _way(self, most: int = 8) -> Strip:
         keep = np.unique(np.linspace(0, len(self.frames) - 1, min(most, len(self.frames))).round().astype(int))
         frames = [self.frames[k] for k in keep]
-        smooth = max(self.levels.shape[2:]) >= 64
         groups = [
-            Group(name, [Grid([self._tile(k, s, f[k], smooth) for s, f in frames], len(frames))])
+            Group(f"{name}, {self.step} by {self.step}", [Grid([self._tile(k, s, f[k]) for s, f in frames], len(frames))])
             for k, name in enumerate(self.names[: len(frames[0][1])])
         ]
         return Strip("How they came to be", groups, self.facts()[:1], side=80)
 
-    def _tile(self, index: int, step: int, pixels: Tensor, smooth: bool) -> Tile:
-        return Tile(colored(pixels), f"{step}: {percent(float(self.history[step, index]))}", smooth)
+    def _tile(self, index: int, step: int, pixels: Tensor) -> Tile:
+        return Tile(colored(pixels), f"{step}: {percent(float(self.history[step, index]))}", self.smooth)
 
     def chart(self) -> "Image.Image":
         """Median, mean and least confidence over the steps."""
         x = list(range(len(self.history)))
         names = ("median", "mean", "least certain class")
         lines = [curves.Line(name, x, column.tolist()) for name, column in zip(names, self.curve.T, strict=True)]
-        step = "step" if self.by == "gradient" else "generation"
-        return curves.chart(lines, x=step, y="confidence", low=0.0, high=1.0)
+        return curves.chart(lines, x=self.step, y="confidence", low=0.0, high=1.0)
 
     def facts(self) -> list[str]:
         """What made the pictures and how sure the network is, in words."""
         size = "{} x {}".format(*self.levels.shape[2:])
-        steps = f"{len(self.history) - 1} {'steps' if self.by == 'gradient' else 'generations'}"
+        steps = f"{len(self.history) - 1} {self.step}s"
         sure = sorted(self.confidences)
         return [
             f"{self.network.name}, {size}, by {WORDS[self.by]}, {steps}, seed {self.settings.get('seed', 0)}",
@@ -169,9 +181,10 @@ class Fooled:
     def to_html(self, command: str = "") -> str:
         """The pictures, the curve, the way there and all settings, complete in one file."""
         whole, way = self._grid(), self._way()
+        before = len(whole.groups)
         settings = ", ".join(f"{k}: {'none' if v is None else v}" for k, v in self.settings.items())
         whole = replace(whole, groups=[*whole.groups, *way.groups], about=[*whole.about, settings])
-        return page(whole, command=command, least=SIDE)
+        return page(whole, command=command, least=SIDE, before=before)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as JSON values."""
