@@ -15,7 +15,7 @@ from convoscope.images.base import Draws, Space
 from convoscope.network import Network
 from convoscope.synthesis.dream_picture import codes, full_size
 from convoscope.synthesis.dream_result import Dream
-from convoscope.synthesis.dream_store import Stored
+from convoscope.synthesis.dream_state import State, digest
 from convoscope.synthesis.dream_tiles import Axis, Slopes, axis, leveled, resized
 from convoscope.targets import Layer, Target
 from convoscope.targets.features import BestMatch
@@ -182,26 +182,51 @@ class _Run:
     def go(self, store: Path | None) -> Tensor:
         """From the first octave, or from the state in the store, to the last."""
         self.pixels = resized(self.picture, self.sizes[0]).clone()
-        stored = Stored.of(self, store) if store is not None else None
-        resumed = stored is not None and stored.resume()
+        state = State(store, self._said()) if store is not None else None
         saved = time.monotonic()
-        if not resumed:
+        if state is None or not self._resume(state):
             self._keep_frame()
         try:
             while not self._done():
                 if self.step == self.steps:
                     self._next_octave()
                 self._step()
-                if stored and time.monotonic() - saved > EVERY:
-                    stored.save()
+                if state and time.monotonic() - saved > EVERY:
+                    self._save(state)
                     saved = time.monotonic()
         except BaseException:
-            if stored and self.whole:
-                stored.save()
+            if state and self.whole:
+                self._save(state)
             raise
-        if stored:
-            stored.save()
+        if state:
+            self._save(state)
         return self.pixels
+
+    def _said(self) -> dict[str, Any]:
+        """What the result depends on."""
+        return {
+            "network": self.network.hash, "input": [self.network.mean, self.network.std], "picture": digest(self.picture),
+            "target": self.target.to_dict(), "sizes": self.sizes, "steps": self.steps, "rate": self.rate,
+            "jitter": self.jitter, "bands": self.bands, "tile": self.tile, "halo": self.halo, "exact": self.exact,
+            "seed": self.seed, "batch": self.batch_size, "where": [str(self.picture.dtype), self.picture.device.type],
+        }  # fmt: skip
+
+    def _save(self, state: State) -> None:
+        frames = {f"frame.{k}.{name}": frame for k, (name, frame) in enumerate(self.frames)}
+        history = torch.tensor(self.history, dtype=torch.float64)
+        done = {"octave": self.octave, "step": self.step, "evaluations": self.evaluations}
+        state.save({"pixels": self.pixels, "history": history, **frames}, **done)
+
+    def _resume(self, state: State) -> bool:
+        found = state.load()
+        if found is None:
+            return False
+        tensors, done = found
+        self.pixels, self.history = tensors["pixels"].to(self.picture), tensors["history"].tolist()
+        keys = sorted((k for k in tensors if k.startswith("frame.")), key=lambda k: int(k.split(".")[1]))
+        self.frames = [(key.split(".", 2)[2], tensors[key]) for key in keys]
+        self.octave, self.step, self.evaluations = (done[k] for k in ("octave", "step", "evaluations"))
+        return True
 
     def _done(self) -> bool:
         return self.octave == len(self.sizes) - 1 and self.step == self.steps

@@ -14,12 +14,12 @@ from convoscope.targets.base import Scores, Target
 class FeatureError(Target):
     """The relative error of a code, `|a - c|^2 / |c|^2` (Mahendran and Vedaldi 2015, eq. 2): 0 where it is met.
 
-    `code` is the activations of one image at the address, `of="log-probabilities"` their log-softmax. To invert a code,
-    make this small: raise `-FeatureError(...)`.
+    `code` is the activations of one image at the address, or `(images, ...)`, one for each; `of="log-probabilities"` compares
+    their log-softmax. To invert a code, make this small: raise `-FeatureError(...)`.
     """
 
     layer: Annotated[str, "address"]
-    code: Annotated[Tensor, "the activations to meet, of one image"]
+    code: Annotated[Tensor, "the activations to meet, of one image or of each"]
     of: Annotated[Literal["activations", "log-probabilities"], "what is compared"] = "activations"
 
     unit = "relative error"
@@ -28,10 +28,10 @@ class FeatureError(Target):
         return (self.layer,)
 
     def __call__(self, activations: Activations) -> Scores:
-        code, values = _fitting(self.layer, self.code, activations[self.layer])
+        code, values = _fitting(self.layer, self.code, activations[self.layer], activations.rows)
         if self.of == "log-probabilities":
             values, code = values.log_softmax(1), code.log_softmax(1)
-        scale = code.square().sum().clamp(min=torch.finfo(code.dtype).tiny)
+        scale = code.flatten(1).square().sum(1).clamp(min=torch.finfo(code.dtype).tiny)
         return (values - code).flatten(1).square().sum(1) / scale
 
 
@@ -39,18 +39,18 @@ class DotCosine(Target):
     """The dot product of activations with given ones times a power of their cosine, the mean over places.
 
     `(a . c) max(cos(a, c), 0.1)^power`: the power keeps the picture to the direction, the dot product asks for much of it
-    (Carter et al. 2019). `code` has the shape of one image's activations.
+    (Carter et al. 2019). `code` is the activations of one image, or `(images, ...)`, one for each.
     """
 
     layer: Annotated[str, "address"]
-    code: Annotated[Tensor, "the activations to agree with, of one image"]
+    code: Annotated[Tensor, "the activations to agree with, of one image or of each"]
     power: Annotated[float, "how much the angle counts", AtLeast(0)] = 1.0
 
     def addresses(self) -> tuple[str, ...]:
         return (self.layer,)
 
     def __call__(self, activations: Activations) -> Scores:
-        code, values = _fitting(self.layer, self.code, activations[self.layer])
+        code, values = _fitting(self.layer, self.code, activations[self.layer], activations.rows)
         dot = (values * code).sum(1)
         tiny = torch.finfo(values.dtype).tiny
         cosine = dot / (values.square().sum(1) * code.square().sum(1)).clamp(min=tiny).sqrt()
@@ -79,10 +79,14 @@ class BestMatch(Target):
         return torch.einsum("bcp,cq->bpq", values, self.features.to(values)).amax(2).sum(1)
 
 
-def _fitting(layer: str, code: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+def _fitting(layer: str, code: Tensor, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     code = code if code.dim() == values.dim() else code[None]
-    if code.shape[1:] != values.shape[1:] or len(code) != 1:
+    if code.shape[1:] != values.shape[1:]:
         raise UsageError(
             f"{layer!r} has shape {tuple(values.shape[1:])} for a picture of this size; the code has {tuple(code.shape[1:])}"
         )
+    if len(code) > 1:
+        if int(rows.max()) >= len(code):
+            raise UsageError(f"{len(code)} codes for {int(rows.max()) + 1} images; give one for each")
+        code = code[rows.to(code.device)]
     return code.to(values), values
