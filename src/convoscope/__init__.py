@@ -77,6 +77,7 @@ _PUBLIC = {
     "synthesis.genetic": ["GeneticAlgorithm"],
     "synthesis.dream": ["dream"],
     "synthesis.dream_result": ["Dream"],
+    "synthesis.caricature": ["accentuate", "caricature"],
     "synthesis.invert": ["invert"],
     "synthesis.invert_result": ["Inversion"],
     "targets.features": ["BestMatch", "DotCosine", "FeatureError"],

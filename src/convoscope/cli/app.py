@@ -12,11 +12,13 @@ from convoscope.cli import (
     concepts,
     demo,
     dissect,
+    dream,
     expert,
     explain,
     feature_maps,
     fool,
     generator,
+    invert,
     lists,
     maximize,
     merge,
@@ -71,6 +73,8 @@ app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(color.color)
 app.command()(maximize.maximize)
+app.command()(dream.dream)
+app.command()(invert.invert)
 app.command()(fool.fool)
 app.command(context_settings={"ignore_unknown_options": True})(attack.attack)
 app.command()(merge.merge)

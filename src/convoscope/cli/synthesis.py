@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EVERY = 2.0  # seconds between two previews
+LARGEST = 640  # pixels of the longer side of a picture in a preview
 KINDS = (".png", ".html", ".htm", ".safetensors")
 
 
@@ -145,11 +146,16 @@ class Making:
             self._show(pixels)
 
     def _show(self, pixels: "Tensor") -> None:
+        from torch.nn.functional import interpolate
+
         from convoscope.files import replaced
         from convoscope.synthesis.drawing import contact
 
         if self.preview is None:
             return
+        pixels = pixels.detach().flatten(0, -4)
+        if max(pixels.shape[2:]) > LARGEST:
+            pixels = interpolate(pixels, scale_factor=LARGEST / max(pixels.shape[2:]), mode="area")
         with replaced(self.preview) as partial:
             contact(pixels).save(partial, format="PNG")
         self.shown = time.monotonic()

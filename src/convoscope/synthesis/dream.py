@@ -19,6 +19,7 @@ from convoscope.synthesis.dream_state import State, digest
 from convoscope.synthesis.dream_tiles import Axis, Slopes, axis, leveled, resized
 from convoscope.targets import Layer, Target
 from convoscope.targets.features import BestMatch
+from convoscope.targets.text import read_target
 
 Watch = Callable[[int, Tensor], None]
 EVERY = 5.0  # seconds between two states written to the store
@@ -38,8 +39,9 @@ def dream(
     and `steps` steps are taken that change a pixel by `rate` on average (pixels are 0..1). Each step sees the picture moved
     by up to `jitter` pixels; a gradient is evened out over `bands` octaves of fineness (1: taken as it is).
 
-    `target` is any Target, the address of a layer (its energy), a class, or None: the energy of the last layer with rows and
-    columns. With a `guide`, a second picture, each place of the layer is drawn to what matches it best in the guide's.
+    `target` is any Target, one in words such as "layer3" (its energy), "layer4:42" or "tabby", or None: the energy of the last
+    layer with rows and columns. With a `guide`, a second picture, each place of the layer is drawn to what matches it best in
+    the guide's.
 
     The picture may be of any size, and keeps it, unless `size` says how long its longer side is to be. It is seen through
     windows of at most `tile` pixels a side (default 512, or the network's own size where it takes no other), of which `halo`
@@ -87,11 +89,13 @@ def _sizes(pixels: Tensor, octaves: int, scale: float) -> list[tuple[int, int]]:
 
 def _aim(network: Network, target: Any, guide: Any, pixels: Tensor) -> Target:
     """The target of a window: nothing open, and drawn to the guide where there is one."""
-    if target is None or (isinstance(target, str) and _is_layer(network, target)):
-        layer = target or network.trace(network.normalize(_seen(network, pixels))).last_spatial()
+    if target is None:
+        layer = network.trace(network.normalize(_seen(network, pixels))).last_spatial()
         if layer is None:
             raise UsageError(f"{network.name} makes no tensor with rows and columns; name a target")
         target = Layer(layer)
+    if isinstance(target, str):
+        target = read_target(target, network.categories, {name for name, _ in network.plain.named_modules() if name})
     found = network.target(target)
     if guide is not None:
         layer = getattr(found, "layer", None)
@@ -107,10 +111,6 @@ def _aim(network: Network, target: Any, guide: Any, pixels: Tensor) -> Target:
         seen = codes(network, network.normalize(_seen(network, pixels)), found.addresses())
         found = found.resolve(Activations.of(seen, torch.zeros(1, dtype=torch.long)))
     return found
-
-
-def _is_layer(network: Network, text: str) -> bool:
-    return text in ("input", "output") or text in {name for name, _ in network.plain.named_modules() if name}
 
 
 def _seen(network: Network, pixels: Tensor, most: int = 384) -> Tensor:
