@@ -36,7 +36,7 @@ class MACO(Image):
         "Unlocking feature visualization for deeper networks with magnitude constrained optimization",
         "NeurIPS", 2023, "2306.06805",
     )  # fmt: skip
-    rate: ClassVar[float] = 1.0
+    rate: ClassVar[float] = 0.1  # the paper's 1 goes with its 32 views: with four, pictures follow the last of them
     optimizer: ClassVar[str] = "nadam"
     views: ClassVar[int] = 4
     size: Annotated[int | tuple | None, "side in pixels, (height, width), or None for the network's own"] = None
