@@ -140,6 +140,22 @@ def test_a_generator_is_asked_once() -> None:
         cs.invert(net, of, "2", by="generator", generator=lambda code: code)
 
 
+def test_a_trained_generator_inverts_its_own_layer_and_network() -> None:
+    net, of = network(), pictures(1)
+    module = nn.Sequential(nn.Conv2d(16, 3, 1), nn.Sigmoid()).double()
+    mean = torch.zeros(16, *SIZE)
+    told = {"layer": "2", "network": net.name, "network_hash": net.hash}
+    generator = cs.Generator(module, (16, *SIZE), prior="features", mean=mean, deviation=mean + 1, made=told)
+    made = cs.invert(net, of, "2", by="generator", generator=generator)
+    expected = module(net.module[:3](net.normalize(of[0][None]))).detach().float()
+    torch.testing.assert_close(made.pixels[0], expected)
+    with pytest.raises(cs.UsageError, match="inverts '2' of"):
+        cs.invert(net, of, "0", by="generator", generator=generator)
+    other = cs.Network(nn.Sequential(*net.module[:3], nn.Flatten(), nn.Linear(16 * 12 * 14, 2)).double(), size=SIZE)
+    with pytest.raises(cs.UsageError, match="not '2' of Sequential"):
+        cs.invert(other, of, "2", by="generator", generator=generator)
+
+
 @pytest.mark.parametrize("channels", [1, 4])
 def test_any_number_of_channels_and_another_parametrization(channels: int) -> None:
     made = cs.invert(network(channels), pictures(1, channels), "0", by=cs.Pixels(), steps=60)

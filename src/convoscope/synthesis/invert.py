@@ -192,9 +192,12 @@ def _generated(network: Network, space: Space, asked: dict[str, Tensor], generat
             found = load_generator(found)
         if not callable(found):
             raise UsageError(f"no generator for {layer!r}: give a callable from codes to pixels, or the file of one")
-        trained = getattr(found, "made", {}).get("layer", layer)
-        if trained != layer:
-            raise UsageError(f"this generator inverts {trained!r}, not {layer!r}")
+        made_for = getattr(found, "made", {})
+        if made_for.get("layer", layer) != layer or made_for.get("network_hash", network.hash) != network.hash:
+            raise UsageError(
+                f"this generator inverts {made_for.get('layer')!r} of {made_for.get('network', 'another network')}, "
+                f"not {layer!r} of {network.name}"
+            )
         with torch.no_grad():
             pixels = found(code)
         if pixels.dim() != 4 or pixels.shape[:2] != (len(code), space.channels):
