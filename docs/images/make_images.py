@@ -1,4 +1,4 @@
-"""Makes images-resnet18.webp: the same three units of ResNet-18, in pictures made of waves, of levels, of pixels, and unmoved."""
+"""Makes images-resnet18.webp: three units of ResNet-18 in pictures made of waves, of levels, of pixels, and unmoved."""
 
 from pathlib import Path
 
