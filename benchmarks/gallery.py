@@ -28,7 +28,8 @@ def main() -> None:
         if part == "units":
             made = cs.maximize(net, [f"layer3.1.bn2:{k}" for k in UNITS], cs.Fourier(128), steps=256, **settings)
         else:
-            made = cs.maximize(net, list(CLASSES), cs.Fourier(192), steps=256, **settings)
+            seen = [cs.Crops(share=0.8, spread=0.15, around=0.08, size=144), cs.Noise(0.08)]
+            made = cs.maximize(net, list(CLASSES), cs.MACO(192), steps=128, transforms=seen, views=2, **settings)
         made.image(columns=5).save(options.out / f"gallery-{part}.webp", quality=85, method=6)
         print(
             part,
