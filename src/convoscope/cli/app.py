@@ -13,6 +13,7 @@ from convoscope.cli import (
     demo,
     dissect,
     dream,
+    evaluate,
     expert,
     explain,
     feature_maps,
@@ -71,6 +72,8 @@ app.command()(unit.unit)
 app.command()(units.units)
 app.command()(report.report)
 app.command()(dissect.dissect)
+app.command()(evaluate.evaluate)
+app.command()(evaluate.metrics)
 app.command()(color.color)
 app.command()(maximize.maximize)
 app.command()(dream.dream)

@@ -1,7 +1,9 @@
 """Can I trust the explanation? Metrics of maps, each with its direction, range and unit, and tests that know the answer."""
 
+from convoscope.evaluation.axioms import Completeness, InputInvariance, NonSensitivity, Symmetry
 from convoscope.evaluation.base import Case, Metric, metrics
 from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
+from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.randomization import ParameterRandomization, RandomLogit, data_randomization
 from convoscope.evaluation.removal import (
@@ -25,9 +27,43 @@ from convoscope.evaluation.robustness import (
 from convoscope.evaluation.subsets import FaithfulnessCorrelation, Infidelity, SensitivityN
 
 __all__ = [
-    "AverageDrop", "AverageSensitivity", "BestIoU", "Case", "Comprehensiveness", "Deletion", "EffectiveComplexity",
-    "EnergyPointing", "Entropy", "FaithfulnessCorrelation", "Gini", "IncreaseInConfidence", "Infidelity", "Insertion", "LeRF",
-    "LocalLipschitz", "LocalizationAUC", "MaxSensitivity", "Metric", "MoRF", "ParameterRandomization", "PointingGame",
-    "RandomLogit", "RankAccuracy", "RelativeInputStability", "RelativeOutputStability", "RelativeRepresentationStability",
-    "SensitivityN", "Sufficiency", "TopK", "data_randomization", "metrics",
+    "IROF",
+    "ROAD",
+    "AverageDrop",
+    "AverageSensitivity",
+    "BestIoU",
+    "Case",
+    "Completeness",
+    "Comprehensiveness",
+    "Deletion",
+    "EffectiveComplexity",
+    "EnergyPointing",
+    "Entropy",
+    "FaithfulnessCorrelation",
+    "Gini",
+    "IncreaseInConfidence",
+    "Infidelity",
+    "InputInvariance",
+    "Insertion",
+    "LeRF",
+    "LocalLipschitz",
+    "LocalizationAUC",
+    "MaxSensitivity",
+    "Metric",
+    "MoRF",
+    "NonSensitivity",
+    "ParameterRandomization",
+    "PointingGame",
+    "RandomLogit",
+    "RankAccuracy",
+    "RegionPerturbation",
+    "RelativeInputStability",
+    "RelativeOutputStability",
+    "RelativeRepresentationStability",
+    "SensitivityN",
+    "Sufficiency",
+    "Symmetry",
+    "TopK",
+    "data_randomization",
+    "metrics",
 ]  # fmt: skip

@@ -8,10 +8,10 @@ The same for metrics: `check_metric(MyMetric())`, on cases of which the answer i
 
 from convoscope.testing.exceptions import EXCEPTIONS
 from convoscope.testing.laws import LAWS, REFUSED, check_method, check_on, small
-from convoscope.testing.metrics import METRIC_LAWS, check_metric
+from convoscope.testing.metrics import METRIC_EXCEPTIONS, METRIC_LAWS, check_metric
 from convoscope.testing.zoo import Hostile, randomized, unavailable, zoo
 
 __all__ = [
-    "EXCEPTIONS", "LAWS", "METRIC_LAWS", "REFUSED", "Hostile", "check_method", "check_metric", "check_on", "randomized",
-    "small", "unavailable", "zoo",
+    "EXCEPTIONS", "LAWS", "METRIC_EXCEPTIONS", "METRIC_LAWS", "REFUSED", "Hostile", "check_method", "check_metric", "check_on",
+    "randomized", "small", "unavailable", "zoo",
 ]  # fmt: skip

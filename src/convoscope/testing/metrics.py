@@ -23,6 +23,12 @@ IMAGES, SIDE, NULLS = 3, 12, 24
 CLOSE = 1e-9
 
 
+METRIC_EXCEPTIONS = {
+    ("completeness", "knows the truth"): "a sum does not know where its parts are",
+    ("non-sensitivity", "knows the opposite"): "it asks whether there is relevance, not of which sign",
+}
+
+
 class Linear(nn.Module):
     """Two classes, the second the sum of each pixel times its weight: all that a map can say of it is known."""
 
@@ -38,7 +44,8 @@ class Linear(nn.Module):
 def oracle(channels: int = 1, images: int = IMAGES, side: int = SIDE) -> tuple[Case, Tensor]:
     """A case of a linear network on pictures of noise, and the one true map of each image from a baseline of zeros.
 
-    The weights are positive on an object and negative elsewhere, the true map is weight times input, the truth the object.
+    The weights are positive on an object, negative around it and zero at the bottom, the true map is weight times input, the
+    truth the object.
     """
     g = torch.Generator().manual_seed(5)
     truth = torch.zeros(images, side, side, dtype=torch.bool)
@@ -46,7 +53,8 @@ def oracle(channels: int = 1, images: int = IMAGES, side: int = SIDE) -> tuple[C
     truth[:, side // 4 : side // 4 * 3, side // 3 : side // 3 * 2] = True
     weights[:, truth[0]] = torch.rand(channels, int(truth[0].sum()), generator=g, dtype=torch.float64) + 0.2
     weights = weights / weights.sum() * 4
-    weights[:, ~truth[0]] = -2 / (~truth[0]).sum() / channels  # the ground speaks against
+    weights[:, ~truth[0]] = -2 / (~truth[0]).sum() / channels  # the ground speaks against,
+    weights[:, -side // 6 :] = 0  # but for the lowest rows, which say nothing
     x = torch.rand(images, channels, side, side, generator=g, dtype=torch.float64) * 0.8 + 0.2
     exact = (x * weights).sum(1)
     network = Network(Linear(weights), size=side, channels=channels, name="linear")
@@ -296,6 +304,8 @@ def check_metric(metric: Metric | str) -> None:
             laws = {n: partial(law, metric, case) for n, law in MAKING_LAWS.items()}
             laws["is described"] = partial(_is_described, metric, case, exact)
         for name, law in laws.items():
+            if (metric.name, name) in METRIC_EXCEPTIONS:
+                continue
             try:
                 law()
             except AssertionError as error:
