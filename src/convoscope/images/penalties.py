@@ -48,7 +48,7 @@ class L2(Penalty):
 
 
 class AlphaNorm(Penalty):
-    """The mean over positions of |color|^alpha, which keeps pixels away from the ends (Mahendran and Vedaldi 2016, eq. 4).
+    """The mean over positions of |color|^alpha, which keeps pixels away from the ends (Mahendran and Vedaldi 2016).
 
     A color is the vector over channels of `2 (p - middle)`: 0 in the middle, 1 where one channel is all black or white.
     """
@@ -63,10 +63,10 @@ class AlphaNorm(Penalty):
 
 
 class TotalVariation(Penalty):
-    """The mean over positions of `(down^2 + right^2)^(beta / 2)`, summed over channels (Mahendran and Vedaldi 2016, eq. 5).
+    """The mean over positions of `(down^2 + right^2)^(beta / 2)`, summed over channels (Mahendran and Vedaldi 2016).
 
     `down` and `right` are the differences to the next pixel, 0 at the last one. beta = 1 is the classical total variation, 2
-    punishes edges more than slopes. In the paper differences count in units of 80 / 6.5 of 255.
+    punishes edges more than slopes.
     """
 
     paper: ClassVar[Paper | None] = _NATURAL
