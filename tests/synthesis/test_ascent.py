@@ -359,6 +359,15 @@ def test_any_number_of_channels_and_any_shape(channels: int) -> None:
     assert made.strip().size[0] > 17
 
 
+def test_a_network_of_half_precision_is_shown_pictures_of_single() -> None:
+    net = small()
+    net.module.to(torch.bfloat16)
+    made = cs.ascend(net, [cs.Channel("4", 2), cs.Neuron("4", 1)], "fourier", steps=12, transforms=["spin"], seed=1)
+    assert bool(made.pixels.isfinite().all())
+    assert made.pixels.unique().numel() > 300  # eight bits would be 256
+    assert all(float(h[-4:].mean()) > float(h[0]) for h in made.history.T)
+
+
 def test_a_neuron_without_a_position_is_in_the_middle() -> None:
     net = small()
     open_, named = (cs.ascend(net, t, "fourier", steps=3) for t in (cs.Neuron("4", 2), cs.Neuron("4", 2, 3, 3)))

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 import convoscope as cs
+from convoscope.synthesis.result import name_of
 
 
 def made(channels: int = 3, count: int = 3) -> cs.Synthesis:
@@ -62,6 +63,12 @@ def test_the_pictures_in_the_networks_space() -> None:
 def test_words_for_pictures() -> None:
     found = made()
     assert found.names == ["0:0", "0:1", "0:2"]
+    net = cs.Network(nn.Conv2d(3, 8, 3), 12, categories=["a, first", "b"])
+    for target, name in (
+        (cs.Logit(0), "a"), (cs.LogProbability(1), "log p(b)"), (cs.Probability(0) - 2 * cs.Logit(1), "p(a) - 2 b"),
+        (cs.Neuron("x", 3, 1, 2), "x:3 at 1,2"), (cs.Layer("x"), "layer of x"), (-0.5 * cs.Channel("x", 1), "- 0.5 x:1"),
+    ):  # fmt: skip
+        assert name_of(target, net) == name
     assert "3 pictures of 12 x 12 for plain" in repr(found)
     assert "<img" in found._repr_html_()
     assert len(found) == 3

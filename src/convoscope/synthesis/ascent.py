@@ -103,7 +103,8 @@ def ascend(
     image = of("image", image)
     _check(targets, copies, steps, views, redirect, seed, batch_size)
     began = time.perf_counter()
-    space = Space(network.channels, image_size(getattr(image, "size", None), network.size), network.device, network.dtype)
+    dtype = torch.promote_types(network.dtype, torch.float32)  # the steps of half precision are too coarse
+    space = Space(network.channels, image_size(getattr(image, "size", None), network.size), network.device, dtype)
     size = rows_at_once(torch.empty(1, 1, *space.size, device=space.device)) if batch_size == "auto" else int(batch_size)
     if held_out is None:
         held_out = standard(space.size) if min(space.size) > 4 else ()

@@ -61,7 +61,7 @@ def settled(targets: Sequence[Target], network: Network, space: Space) -> list[T
     else:
         gray = torch.full((1, space.channels, *space.size), 0.5, device=space.device, dtype=space.dtype)
         with torch.no_grad():
-            maps = record(network.plain, network.normalize(gray), layers, head=network.head)
+            maps = record(network.plain, network.normalize(gray).to(network.dtype), layers, head=network.head)
         found = [_placed(t, maps) for t in targets]
     for target in found:
         if target.open:

@@ -107,7 +107,9 @@ def name_of(target: Target, network: Network) -> str:
 def _name(target: Target, network: Network) -> str:
     index, layer = getattr(target, "index", None), getattr(target, "layer", None)
     if isinstance(index, int):
-        return network.category(index).split(",")[0] + ("" if target.name == "logit" else f" ({target.name})")
+        category = network.category(index).split(",")[0]
+        short = {"logit": "", "probability": "p", "log-probability": "log p"}.get(target.name, target.name)
+        return f"{short}({category})" if short else category
     if layer is not None:
         channel, place = getattr(target, "channel", None), (getattr(target, "row", None), getattr(target, "column", None))
         at = "" if place == (None, None) else " at {},{}".format(*place)

@@ -118,7 +118,7 @@ class Rows:
         self.update(step, [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)])
         with torch.no_grad():
             run.image.settle(self.parameters, run.space, step)
-        self.history.append(scores.view(-1, run.views).mean(1).detach().cpu().double())
+        self.history.append(scores.view(-1, run.views).mean(1).detach())
         self.whole = True
 
     def _own(self, pixels: Tensor) -> Tensor | None:
@@ -137,7 +137,7 @@ class Rows:
             draws = Draws(draws.seed, tuple((*key, v) for key in draws.keys for v in range(views)), draws.space)
         for transform in transforms:
             pixels = transform(pixels, draws, step)
-        return self.ascent.network.normalize(pixels)
+        return self.ascent.network.normalize(pixels).to(self.ascent.network.dtype)
 
     # ---- asking the network
     def _probe(self, views: int) -> Probe:
@@ -173,6 +173,12 @@ class Rows:
         """The pixels 0..1 of the rows now."""
         return self.ascent.image.pixels(self.parameters, self.ascent.space).clamp(0, 1)
 
+    def past(self) -> Tensor:
+        """The targets at each step so far, `(steps, rows)`."""
+        return (
+            torch.stack([h.cpu().double() for h in self.history]) if self.history else torch.zeros(0, len(self.rows)).double()
+        )
+
     def _show(self, step: int, pixels: Tensor) -> None:
         """Keeps small pictures of steps 0, 1, 2, 4, 8, ... and the last, and lets others watch."""
         run = self.ascent
@@ -187,12 +193,12 @@ class Rows:
     @torch.no_grad()
     def _finished(self, pixels: Tensor) -> list[dict[str, Any]]:
         run = self.ascent
-        plain = self._probe(1).score(run.network.normalize(pixels))
+        plain = self._probe(1).score(self._seen(pixels, (), 1, 0, self.draws))
         draws = Draws(run.seed, tuple(("held out", *k) for k in self.keys), run.space)
         seen = self._seen(pixels, run.held_out, HELD_OUT, 0, draws)
         moved = self._probe(HELD_OUT).score(seen).view(-1, HELD_OUT).mean(1)
         run.evaluations += len(plain) + len(seen)
-        history = torch.stack(self.history) if self.history else torch.zeros(0, len(self.rows), dtype=torch.float64)
+        history = self.past()
         return [
             {
                 "pixels": pixels[i].float().cpu(), "score": float(plain[i]), "held out": float(moved[i]),

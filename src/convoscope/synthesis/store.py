@@ -39,8 +39,7 @@ class Stored:
         """Writes the state after `step` steps."""
         rows = self.rows
         tensors = self._tensors() | {f"frame.{s}": f for s, f in rows.frames}
-        if rows.history:
-            tensors["history"] = torch.stack(rows.history)
+        tensors["history"] = rows.past()
         with replaced(self.path) as partial:
             save_file({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata={"step": str(step)})
 
