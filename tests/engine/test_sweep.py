@@ -2,8 +2,10 @@
 
 import re
 import threading
+import weakref
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from sweeping import LAYERS, Counts, Drawn, Loud, Net, Top, all_of, network, sam
 from torch import Tensor, nn
 
 import convoscope as cs
+from convoscope.core.statistic import Samples
 
 
 def plain(data: Drawn, layer: str) -> list[tuple[int, Tensor]]:
@@ -159,6 +162,29 @@ def test_what_is_spilled_stays_in_its_shard_and_hints_save_some_of_it() -> None:
     assert len(kept) < 50
     assert max(kept.values()) == whole.value()
     assert list(found.shards("head", "top")) == []
+
+
+@dataclass(kw_only=True, eq=False)
+class Held(Top):
+    """Notes how many of its kind that have seen something there are at once."""
+
+    alive: ClassVar[weakref.WeakSet[Any]] = weakref.WeakSet()
+    most: ClassVar[int] = 0
+    __hash__ = object.__hash__
+
+    def update(self, batch: Tensor, samples: Samples | None = None) -> None:
+        super().update(batch, samples)
+        Held.alive.add(self)
+        Held.most = max(Held.most, len(Held.alive))
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_sweep_holds_one_shard_at_a_time(tmp_path: Path, stored: bool) -> None:
+    """Beside what the others were merged to, which no update has seen: memory does not grow with the number of images."""
+    Held.alive.clear()
+    Held.most = 0
+    cs.sweep(network(), Drawn(), Held(), "head", shard_size=4, batch_size=2, store=tmp_path / "store" if stored else None)
+    assert Held.most == 1
 
 
 def test_progress_counts_every_image_once() -> None:

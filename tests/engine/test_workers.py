@@ -126,3 +126,13 @@ def test_a_worker_that_cannot_start_says_why(cluster: Any, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "nowhere", nowhere)
     with pytest.raises(cs.ConvoscopeError, match="cannot start: ModuleNotFoundError: No module named 'nowhere'"):
         cs.sweep(network(), Drawn(12), nowhere.Hidden(), "head", engine="ray", **SETTINGS)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_dissection_on_a_cluster_is_the_same_to_the_last_digit(cluster: Any, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"draws": 5, "fraction": 0.02}
+    layers = ["layer2", "layer4"]
+    here = cs.dissect(cs.load("scenes"), "scenes:40", layers, **settings)
+    there = cs.dissect(cs.load("scenes"), "scenes:40", layers, engine="ray", workers=2, store=tmp_path / "store", **settings)
+    assert any(unit.iou > 0.04 for unit in here["layer4"].units)
+    assert there.to_dict() == here.to_dict()

@@ -98,6 +98,20 @@ def test_hints_save_most_of_what_is_spilled() -> None:
     assert torch.equal(with_hints.value().value, without.value().value)
 
 
+def test_what_is_sent_of_a_tail_is_a_bound_and_hints_as_much() -> None:
+    maps = noise(60, 2, 7, 7)
+    whole = merged(maps, [range(20), range(20, 40)], 10, hints=True)
+    brief = whole.brief()
+    assert sum(t.numel() for t in brief.state_dict().values()) < 10
+    found = []
+    for earlier in (whole, brief, Tail(fraction=0.05).load_state_dict(brief.state_dict())):
+        last = Tail(fraction=0.05)
+        last.hint(earlier)
+        found.append(taken(maps, range(40, 60), 60, last).state_dict())
+    assert all(torch.equal(f[k], found[0][k]) for f in found for k in found[0])
+    assert len(found[0]["cells"]) < 20 * 2 * 49 / 2
+
+
 def test_a_shard_whose_hints_are_missing_says_so() -> None:
     maps = noise(40, 2, 7, 7)
     maps[:20] += 1

@@ -32,7 +32,7 @@ def atlas(
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
-    batch_size: opt.BatchSize = 32,
+    batch_size: opt.BatchSize = "auto",
     seed: opt.Seed = 0,
     device: opt.Device = None,
     as_json: opt.JSON = False,
@@ -51,7 +51,7 @@ def atlas(
     with Progress("images") as progress:
         made = make(
             net, data, layer, samples=samples, per_image=per_image, grid=grid, least=least, embedding=embedding, target=aim,
-            crop=crop, batch_size=32 if batch_size == "auto" else batch_size, seed=seed, store=store, progress=progress,
+            crop=crop, batch_size=batch_size, seed=seed, store=store, progress=progress,
         )  # fmt: skip
         made.save(out)
     if as_json:

@@ -21,7 +21,7 @@ def color(
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
     device: opt.Device = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures run at once.")] = 32,
+    batch_size: opt.BatchSize = "auto",
     as_json: opt.JSON = False,
 ) -> None:
     """Tell how color is represented: the share of color-selective units in each layer, and their hues.

@@ -53,7 +53,7 @@ def concepts(
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
-    batch_size: opt.BatchSize = 32,
+    batch_size: opt.BatchSize = "auto",
     seed: opt.Seed = 0,
     device: opt.Device = None,
     as_json: opt.JSON = False,
@@ -66,7 +66,7 @@ def concepts(
     _check(chosen, concept, out, save)
     net = opt.load_network(model, arch, weights, allow_partial, device)
     dataset = open_dataset(data)
-    common = {"batch_size": 32 if batch_size == "auto" else batch_size, "seed": seed}
+    common = {"batch_size": batch_size, "seed": seed}
     if chosen == "tcav":
         settings = {"runs": runs, "null": null, "correction": correction, **common}
         sources = _sources(net, dataset, concept or [], least)
@@ -161,7 +161,7 @@ def _tcav(
 
 
 def _sparse(
-    net: "Network", dataset: "Dataset", layer: str, samples: int, settings: dict[str, Any], batch_size: int,
+    net: "Network", dataset: "Dataset", layer: str, samples: int, settings: dict[str, Any], batch_size: Any,
     files: tuple[Path | None, Path | None], as_json: bool,
 ) -> dict[str, Any]:  # fmt: skip
     from convoscope.cli.terminal import Progress, console

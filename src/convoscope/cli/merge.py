@@ -63,9 +63,9 @@ def _merged(store: Path, name: str, progress: Any) -> dict[str, Any]:
     plan, file = fold.plan, store / f"merged-{name}.safetensors"
     if not missing:
         from convoscope.engine.shards import Part
-        from convoscope.engine.store import encode, write_durably
+        from convoscope.engine.store import pieces, write_durably
 
-        write_durably(file, encode(name, Part(fold.sweep.statistics, fold.sweep.failed), plan.keys))
+        write_durably(file, pieces(name, Part(fold.sweep.statistics, fold.sweep.failed), plan.keys))
     return {
         "sweep": name,
         "network": plan.network_name,

@@ -71,6 +71,10 @@ class Statistic:
     def hint(self, earlier: Self) -> None:
         """What another shard has found, before the first update: it may save work, and must not change the value."""
 
+    def brief(self) -> Self:
+        """As much of it as `hint` needs, to be sent to other processes."""
+        return self
+
     def lacks(self, part: Self) -> bool:
         """Whether this value needs what `part`, merged into it, left out for a hint of others that are gone or have changed.
 

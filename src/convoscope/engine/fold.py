@@ -7,7 +7,7 @@ from convoscope.core.statistic import Statistic
 from convoscope.engine.plan import Plan
 from convoscope.engine.result import Sweep
 from convoscope.engine.shards import Pair, Part, Shard, Task
-from convoscope.engine.store import Claim, Contents, Store, add_contents, encode
+from convoscope.engine.store import Claim, Contents, Store, add_contents, pieces
 
 Progress = Callable[[int, int], None]
 
@@ -85,7 +85,7 @@ class Fold:
         """A part that was computed; `data` are the bytes of its file, if they are there already."""
         if self.store is not None:
             keys = dict(zip(task.pairs, task.keys, strict=True))
-            path = self.store.write(task.key, encode(task.key, part, keys) if data is None else data, task.keys)
+            path = self.store.write(task.key, pieces(task.key, part, keys) if data is None else [data], task.keys)
             self.places.setdefault(task.shard.number, {}).update(dict.fromkeys(task.keys, path))
             if claim := self.claims.pop(task.shard.number, None):
                 claim.release()

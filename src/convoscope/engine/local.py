@@ -74,7 +74,8 @@ def scheduled(
 def packed(statistics: Mapping[Pair, Statistic]) -> bytes:
     """Statistics as bytes, for `Worker.run`; none for none."""
     keys = {pair: str(i) for i, pair in enumerate(statistics)}
-    return pickle.dumps((keys, encode("", Part(dict(statistics)), keys))) if statistics else b""
+    brief = Part({pair: statistic.brief() for pair, statistic in statistics.items()})
+    return pickle.dumps((keys, encode("", brief, keys))) if statistics else b""
 
 
 class Worker:

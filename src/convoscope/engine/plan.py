@@ -58,7 +58,7 @@ def save(store: Store, plan: Plan) -> None:
     """Note a plan in its store, for `merged`."""
     path = store.folder / f"sweep-{plan.name}.json"
     if not path.exists():
-        write_durably(path, json.dumps(_document(plan), indent=1).encode())
+        write_durably(path, [json.dumps(_document(plan), indent=1).encode()])
 
 
 def _document(plan: Plan) -> dict[str, Any]:

@@ -40,12 +40,20 @@ TYPES = {
 }  # fmt: skip
 
 
+Piece = bytes | memoryview  # of a file
+
+
 class Damaged(Exception):
     """A file of a shard that is not what was written."""
 
 
 def encode(shard: str, part: Part, keys: Mapping[Pair, str]) -> bytes:
-    """A part as the bytes of its file, made in one piece. `keys` of the pairs; all tensors on the CPU."""
+    """A part as the bytes of its file. `keys` of the pairs; all tensors on the CPU."""
+    return b"".join(pieces(shard, part, keys))
+
+
+def pieces(shard: str, part: Part, keys: Mapping[Pair, str]) -> list[Piece]:
+    """The same piece by piece, which copies no tensor."""
     tensors, listed = {}, []
     for number, (pair, statistic) in enumerate(part.statistics.items()):
         listed.append([*pair, keys[pair]])
@@ -54,14 +62,14 @@ def encode(shard: str, part: Part, keys: Mapping[Pair, str]) -> bytes:
     return _file({"schema": SCHEMA, "shard": shard, "pairs": listed, "failed": part.failed}, tensors)
 
 
-def _file(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> bytes:
+def _file(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> list[Piece]:
     header, order = _header(tensors, {"convoscope": json.dumps(about), "checksum": BLANK.decode()})
     parts = [header, *(memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy()) for name in order)]
     at = header.index(MARK) + len(MARK)
-    return b"".join([header[:at], _checksum(*parts).encode(), header[at + len(BLANK) :], *parts[1:]])
+    return [header[:at], _checksum(*parts).encode(), header[at + len(BLANK) :], *parts[1:]]
 
 
-def _checksum(*parts: bytes | memoryview) -> str:
+def _checksum(*parts: Piece) -> str:
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         found.update(part)
@@ -128,7 +136,7 @@ class Store:
             make_folder(path)
         _clean(self.folder)
 
-    def write(self, shard: str, data: bytes, keys: Iterable[str]) -> Path:
+    def write(self, shard: str, data: Iterable[Piece], keys: Iterable[str]) -> Path:
         """Write a shard's file for the pairs of these keys: afterwards it is on the disk."""
         path = self._folder(shard) / f"{shard}-{digest(sorted(keys))}.safetensors"
         path.parent.mkdir(exist_ok=True)
@@ -215,12 +223,12 @@ class Claim:
             self.file = None
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: Iterable[Piece]) -> None:
     """Write a file that is whole or absent, whenever the machine stops, and is on the disk when this returns."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(data)
+            file.writelines(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

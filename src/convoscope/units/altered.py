@@ -1,14 +1,14 @@
 """What units say to their strongest pictures when these are changed: made gray, turned, mirrored."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.record import record
-from convoscope.core.run import undisturbed
+from convoscope.core.run import rows_at_once, undisturbed
 from convoscope.network import Network
 from convoscope.units.neuron_feature import Window, by_image, cut
 
@@ -23,7 +23,7 @@ def run(network: Network, x: Tensor, addresses: Sequence[str]) -> Mapping[str, T
 
 def readings(
     network: Network, dataset: Any, patches: Mapping[str, Any], changes: Sequence[Change], *,
-    peak: bool = False, batch_size: int = 32,
+    peak: bool = False, batch_size: int | Literal["auto"] = "auto",
 ) -> dict[str, Float[Tensor, "changes units patches"]]:  # fmt: skip
     """What each unit says at the place of each of its patches, or at its strongest (`peak`), to the whole picture changed.
 
@@ -81,12 +81,15 @@ def _at(one: Tensor, units: Tensor, rows: Tensor, columns: Tensor, peak: bool) -
     return one.amax((1, 2))[units] if peak else one[units, rows, columns]
 
 
-def _batches(network: Network, dataset: Any, images: Sequence[int], size: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Images with their inputs: neighbors of one shape, at most `size`."""
+def _batches(
+    network: Network, dataset: Any, images: Sequence[int], most: int | Literal["auto"]
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Images with their inputs: neighbors of one shape, at most as many as said."""
     places: list[int] = []
     inputs: list[Tensor] = []
     for i in images:
         x = network.read(dataset.picture(i))
+        size = rows_at_once(x) if most == "auto" else most
         if inputs and (len(inputs) == size or inputs[0].shape != x.shape):
             yield places, torch.cat(inputs)
             places, inputs = [], []

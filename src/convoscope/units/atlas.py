@@ -138,7 +138,7 @@ class Atlas:
 def atlas(
     network: Network | nn.Module, dataset: Any, layer: str, *, samples: int = 10_000, per_image: int = 4, grid: int = 20,
     least: int | None = None, embedding: Literal["pca", "umap"] = "pca", target: Any = None, crop: int | None = None,
-    pixels: int = 64, batch_size: int = 32, seed: int = 0, **sweeping: Any,
+    pixels: int = 64, batch_size: int | Literal["auto"] = "auto", seed: int = 0, **sweeping: Any,
 ) -> Atlas:  # fmt: skip
     """The activation atlas of a layer over a data set (Carter et al. 2019).
 
@@ -188,12 +188,12 @@ def _classes(dataset: Any, sample: Sample, cells: Any) -> list[tuple[str, float]
     return [(names[i], share) for i, share in zip(best.indices.tolist(), shares.tolist(), strict=True)]
 
 
-def _color(made: Atlas, network: Network, dataset: Any, target: Any, member: Tensor, batch_size: int) -> None:
+def _color(made: Atlas, network: Network, dataset: Any, target: Any, member: Tensor, batch_size: int | Literal["auto"]) -> None:
     """What the sampled activations add to a target: activation times gradient, at their position."""
     sample = made.sample
     aim = network.target(target)
     effect = torch.zeros(len(sample), dtype=torch.float64)
-    for images in sample.image.unique().split(batch_size):
+    for images in sample.image.unique().split(32 if batch_size == "auto" else batch_size):
         x = network.read([dataset.picture(int(i)) for i in images])
         gradient = explain(network, x, "gradient", aim, at=made.layer, batch_size=batch_size).values.cpu().double()
         which = torch.isin(sample.image, images).nonzero()[:, 0]

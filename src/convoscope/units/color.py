@@ -6,7 +6,7 @@ along R - (G + B) / 2 and blue-yellow, magenta-green 60 degrees apart. Red is at
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -30,7 +30,9 @@ def gray(network: Network, x: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "ba
     return network.normalize((x * std + mean).mean(1, keepdim=True).expand_as(x))
 
 
-def color_index(network: Network, dataset: Any, address: str, patches: Any, *, batch_size: int = 32) -> Float[Tensor, "units"]:
+def color_index(
+    network: Network, dataset: Any, address: str, patches: Any, *, batch_size: int | Literal["auto"] = "auto"
+) -> Float[Tensor, "units"]:
     """1 - sum_i a_i(gray) / sum_i a_i over a unit's strongest patches i, with the patch in color and made gray.
 
     0 where color does not matter, 1 where the unit is silent without it, below 0 where it prefers gray; NaN where no patch

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -172,7 +172,7 @@ class ColorStudy:
 
 def color_study(
     network: Network | nn.Module, dataset: Any, layers: Any, *, patches: int = 9, store: str | Path | None = None,
-    batch_size: int = 32, progress: Callable[[str, int, int], None] | None = None,
+    batch_size: int | Literal["auto"] = "auto", progress: Callable[[str, int, int], None] | None = None,
 ) -> ColorStudy:  # fmt: skip
     """How color is represented in `layers`: color index and neuron feature of every unit, from its `patches` strongest patches.
 

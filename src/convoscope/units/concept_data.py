@@ -1,6 +1,6 @@
 """Pictures of concepts, and what a layer makes of them."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -8,9 +8,11 @@ from torch import Tensor
 
 from convoscope.core.errors import UnsupportedError, UsageError, did_you_mean
 from convoscope.core.record import record
-from convoscope.core.run import undisturbed
+from convoscope.core.run import rows_at_once, undisturbed
 from convoscope.data.dataset import Dataset, open_dataset, segments_for
 from convoscope.network import Images, Network
+
+BatchSize = int | Literal["auto"]  # auto: as many as run fast
 
 
 def inputs_of(network: Network, source: Any, limit: int = 500) -> Images:
@@ -25,14 +27,17 @@ def inputs_of(network: Network, source: Any, limit: int = 500) -> Images:
     return network.read([dataset.picture(k * len(dataset) // count) for k in range(count)])
 
 
-def activations_of(network: Network, x: Images, layer: str, batch_size: int = 32) -> Float[Tensor, "images channels ..."]:
+def activations_of(
+    network: Network, x: Images, layer: str, batch_size: BatchSize = "auto"
+) -> Float[Tensor, "images channels ..."]:
     """The tensor `(B, C)` or `(B, C, h, w)` at a layer, one row for each image."""
+    size = rows_at_once(x) if batch_size == "auto" else batch_size
     with torch.no_grad(), undisturbed(network.plain):
-        parts = [record(network.plain, b, (layer,), head=network.head)[layer].detach() for b in x.split(batch_size)]
+        parts = [record(network.plain, b, (layer,), head=network.head)[layer].detach() for b in x.split(size)]
     found = torch.cat(parts)
     if found.dim() not in (2, 4) or len(found) != len(x):
         raise UnsupportedError(
-            f"{layer!r} has shape {tuple(parts[0].shape)} for {min(len(x), batch_size)} images; concepts need a layer "
+            f"{layer!r} has shape {tuple(parts[0].shape)} for {min(len(x), size)} images; concepts need a layer "
             "(B, C) or (B, C, h, w)"
         )
     return found

@@ -18,11 +18,11 @@ from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.placing import placed
 from convoscope.core.probe import Probe, Session
 from convoscope.core.record import canonical
-from convoscope.core.run import undisturbed
+from convoscope.core.run import rows_at_once, undisturbed
 from convoscope.files import replaced
 from convoscope.network import Images, Network
 from convoscope.targets import Direction, Target
-from convoscope.units.concept_data import activations_of, inputs_of
+from convoscope.units.concept_data import BatchSize, activations_of, inputs_of
 from convoscope.units.factors import coefficients, factorized, total_indices
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ class Concepts:
 def discover(
     network: Network | nn.Module, pictures: Any, layer: str | None = None, target: Any = None, *, concepts: int = 10,
     crop: float = 0.35, by: Literal["squares", "superpixels"] = "squares", designs: int = 32, ranked: int = 32,
-    residual: bool = False, batch_size: int = 32, seed: int = 0,
+    residual: bool = False, batch_size: int | Literal["auto"] = "auto", seed: int = 0,
 ) -> Concepts:  # fmt: skip
     """The concepts of a layer in pictures (of one class, say), ranked by what they matter to a target (CRAFT).
 
@@ -147,7 +147,7 @@ def discover(
     if not 0 < crop <= 1 or concepts < 1 or by not in ("squares", "superpixels") or designs < 2 or ranked < 1:
         raise UsageError("expected 0 < crop <= 1, by squares or superpixels, at least 1 concept, 2 designs, 1 picture ranked")
     x = inputs_of(network, pictures)
-    layer = _last(network, x) if layer is None else layer
+    layer = last_layer(network, x) if layer is None else layer
     parts = squares(x, crop) if by == "squares" else superpixels(network, x)
     parts = parts[torch.linspace(0, len(parts) - 1, min(CROPS, len(parts))).round().long()]
     values = activations_of(network, parts, layer, batch_size)
@@ -166,7 +166,7 @@ def discover(
     )  # fmt: skip
 
 
-def _last(network: Network, x: Images) -> str:
+def last_layer(network: Network, x: Images) -> str:
     found = network.trace(x).last_spatial()
     if found is None:
         raise UsageError(f"{network.name} makes no tensor with rows and columns; name a layer")
@@ -219,15 +219,16 @@ def _made(amounts: Tensor, basis: Tensor) -> Tensor:
 
 
 def _importance(
-    network: Network, x: Images, layer: str, target: Any, basis: Tensor, designs: int, residual: bool, batch_size: int,
+    network: Network, x: Images, layer: str, target: Any, basis: Tensor, designs: int, residual: bool, batch_size: BatchSize,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor, Target]:  # fmt: skip
     """Total indices of each picture's concepts, the target of each, and that of its rebuilt activations."""
     aim = network.target(target)
     aim.check(len(x))
     found, scores, rebuilt = [], [], []
+    size = rows_at_once(x) if batch_size == "auto" else batch_size
     with undisturbed(network.plain):
-        session = Session(network.plain, x, aim, "input", batch_size, seed, network.head)
+        session = Session(network.plain, x, aim, "input", size, seed, network.head)
         probe = Probe(session, torch.arange(len(x)), tuple((i,) for i in range(len(x))))
         session.target = aim.resolve(probe.everything(aim.addresses())) if aim.open else aim
         scores = probe.score(x).cpu().double()

@@ -218,8 +218,19 @@ class SampledImages(Statistic):
     def hint(self, earlier: "SampledImages") -> None:  # type: ignore[override]
         """What is not in a sample of some images is in none of all images; the limit is kept, so that what is found stays a
         fair sample whatever becomes of the others."""
-        if earlier.begun and len(earlier.order) == self.count:
-            self._hint = torch.minimum(earlier.limit, earlier.order[-1])
+        if earlier.begun:
+            self._hint = earlier._most()
+
+    def brief(self) -> "SampledImages":  # type: ignore[override]
+        """Its limit alone."""
+        if not self.begun:
+            return self
+        state = {k: getattr(self, k)[:0] for k in ("order", "images", "peaks", "spots")}
+        return self.fresh().load_state_dict({**state, "limit": self._most(), "seen": self.seen})
+
+    def _most(self) -> Tensor:
+        """What no image of the sample of all is above."""
+        return torch.minimum(self.limit, self.order[-1]) if len(self.order) == self.count else self.limit
 
     def update(self, batch: Tensor, samples: Samples | None = None) -> None:
         maps = _maps(batch, samples, self.peaks.shape[1] if self.begun else None)
@@ -229,7 +240,7 @@ class SampledImages(Statistic):
         self.seen = self.seen + len(maps)
         key = samples.index.cpu()
         order = mixed(mixed(torch.tensor(self.seed) * GAMMA) + (key + 1) * GAMMA)
-        chosen = order <= (torch.minimum(self.limit, self.order[-1]) if len(self.order) == self.count else self.limit)
+        chosen = order <= self._most()
         if not bool(chosen.any()) or not maps.shape[2]:
             return
         peaks, spots = (maps if bool(chosen.all()) else maps[chosen.to(maps.device)]).max(2)

@@ -57,17 +57,16 @@ class _Batch:
         """What is above the floor, and around it."""
         _, units, height, width = self.shape
         above = torch.zeros(self.shape.numel(), dtype=torch.bool)
-        above[self.places[self.levels > floor[self.places // (height * width) % units]]] = True
-        stays = near(above.view(-1, height, width)).view(-1)[self.places]
+        above[self.places[self.levels > floor[self.places // (height * width) % units]].long()] = True
+        stays = near(above.view(-1, height, width)).view(-1)[self.places.long()]
         return _Batch(self.shape, self.index, self.places[stays], self.levels[stays])
 
     def cells(self) -> Int64[Tensor, "cells"]:
         """((image * units + unit) * height + row) * width + column."""
-        size = self.shape[1:].numel()
-        first = int(self.index[0])
+        size, first, places = self.shape[1:].numel(), int(self.index[0]), self.places.long()
         if bool((self.index == torch.arange(first, first + len(self.index))).all()):
-            return self.places + first * size
-        return self.places + ((self.index - torch.arange(len(self.index))) * size)[self.places // size]
+            return places + first * size
+        return places + ((self.index - torch.arange(len(self.index))) * size)[places // size]
 
 
 @dataclass
@@ -86,7 +85,8 @@ class Spilled:
         places = where(near(above.flatten(0, 1)))
         levels = maps.reshape(-1)[places] + 0.0  # no negative zero
         if len(places) or not self.batches:  # of no values too there is a type
-            self.batches.append(_Batch(maps.shape, index.cpu(), places.cpu(), levels.cpu()))
+            narrow = torch.int32 if maps.numel() < 1 << 31 else torch.int64
+            self.batches.append(_Batch(maps.shape, index.cpu(), places.cpu().to(narrow), levels.cpu()))
             self.count += len(places)
         if self.count > MOST + (1 + TIMES) * self.stays:
             self._look(floor.cpu())
@@ -98,6 +98,12 @@ class Spilled:
     def settle(self, floor: Float[Tensor, "units"]) -> None:
         """Put together what stays."""
         self._look(floor.cpu())
-        self.cells += [batch.cells() for batch in self.batches]
-        self.levels += [batch.levels for batch in self.batches]
+        batches, size, at = self.batches[::-1], self.count, 0
         self.batches, self.count, self.stays = [], 0, 0
+        cells, levels = torch.empty(size, dtype=torch.int64), torch.empty(size, dtype=batches[0].levels.dtype)
+        while batches:  # each goes as soon as it is copied
+            batch = batches.pop()
+            here = slice(at, at := at + len(batch.places))
+            cells[here], levels[here] = batch.cells(), batch.levels
+        self.cells.append(cells)
+        self.levels.append(levels)

@@ -135,6 +135,14 @@ class Tail(Statistic):
         if earlier.begun:
             self._hint = torch.maximum(earlier.bound, earlier._kth())
 
+    def brief(self) -> "Tail":  # type: ignore[override]
+        """Its bound alone."""
+        if not self.begun:
+            return self
+        state = {k: t[:0] for k, t in self.state_dict().items() if k in ("largest", "rows", "cells", "levels")}
+        same = {k: getattr(self, k) for k in ("smallest", "images", "total", "grid")}
+        return self.fresh().load_state_dict({**state, **same, "bound": torch.maximum(self.bound, self._kth())})
+
     def _begin(self, maps: Tensor, samples: Samples) -> None:
         channels, like = maps.shape[1], {"dtype": maps.dtype, "device": maps.device}
         self.total, self.grid = torch.tensor(samples.total), torch.tensor(maps.shape[2:])
@@ -219,8 +227,12 @@ class Tail(Statistic):
         return self
 
     def _threshold(self) -> Tensor:
-        rank, largest = self._rank(int(self.images)), self.largest
-        return largest[rank - 1] if len(largest) >= rank else torch.full_like(self.smallest, -torch.inf)
+        """The final one, were this all: the K-th of the values kept; -inf where there are fewer."""
+        self._compact()
+        rank = self._rank(int(self.images))
+        if self._kept.shape[1] < rank:
+            return torch.full_like(self.smallest, -torch.inf)
+        return self._kept.topk(rank, 1, sorted=False).values.amin(1)
 
     def lacks(self, part: "Tail") -> bool:  # type: ignore[override]
         """Whether the part left out values that may be above the threshold of all."""
@@ -232,7 +244,7 @@ class Tail(Statistic):
         if not self.begun:
             raise UsageError("no threshold: nothing was seen")
         full, seen, largest = self._threshold(), int(self.images) * int(self.grid.prod()), self.largest
-        if self.lacks(self) or bool(full.isinf().any()):
+        if bool((self.bound > full).any() | full.isinf().any()):
             raise ConvoscopeError(
                 "these shards were measured knowing others that are missing or have changed; merge them all, or sweep their "
                 "store again"

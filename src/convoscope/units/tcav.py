@@ -108,7 +108,8 @@ def _p(value: float) -> str:
 def tcav(
     network: Network | nn.Module, pictures: Any, concepts: Mapping[str, Any], random: Any, layers: str | Sequence[str],
     target: Any = None, *, positions: Literal["mean", "all"] = "mean", runs: int = 5, null: int = 199, per_run: int = 64,
-    correction: str = "benjamini-hochberg", penalty: float = 0.01, held_out: float = 0.25, batch_size: int = 32, seed: int = 0,
+    correction: str = "benjamini-hochberg", penalty: float = 0.01, held_out: float = 0.25,
+    batch_size: int | Literal["auto"] = "auto", seed: int = 0,
 ) -> ConceptTests:  # fmt: skip
     """How often, and how surely, a target of `pictures` rises along each concept's activation vector (Kim et al. 2018).
 
