@@ -102,8 +102,8 @@ def _training(found: dict[str, Any]) -> str:
         f"{found['images']} pictures and put beside each other by `compare_dissections` (on the command line, `convoscope "
         "dissect ... --compare earlier.json`). Detectors / unique detectors of each layer, and the share of 1,000 other "
         "scenes that are named right:\n\n" + table(["checkpoint", "right", *layers], rows) + "\n\n"
-        f"Before any training {found['layers'][names[0]][layers[-1]]['detectors']} of {found['of']} units of {layers[-1]} pass the "
-        "limit of 0.04 already: random units answer to colors and brightness, and so to what has them. "
+        f"Before any training {found['layers'][names[0]][layers[-1]]['detectors']} of {found['of']} units of {layers[-1]} are "
+        "above the limit of 0.04 already: alone it says little. "
         f"From the first to the last checkpoint {found['moved']} of {found['of']} units of layer4 became detectors of "
         "something, ceased to be, or changed their label. The three best of the end, with their best label and its IoU at each "
         "checkpoint:\n\n" + table(["unit", *names], units)
