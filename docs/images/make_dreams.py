@@ -42,7 +42,7 @@ def dreams(net: cs.Network) -> None:
 
 def inverted(net: cs.Network) -> None:
     pictures = [data.chelsea(), data.coffee(), data.astronaut()]
-    made = cs.invert(net, pictures, ["layer1", "layer2", "layer3", "layer4", "log-probabilities"], size=128, steps=300)
+    made = cs.invert(net, pictures, ["layer1", "layer2", "layer3", "layer4", "log-probabilities"], size=128)
     made.image().save(HERE / "inverted.webp", quality=88, method=6)
     print(HERE / "inverted.webp", made)
 

@@ -27,7 +27,7 @@ def invert(
         Path | None, typer.Option(metavar="FILE", help="The generator, a file of 'convoscope generator train'.")
     ] = None,
     size: syn.Size = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of each picture. Default: 200.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Evaluations of each picture. Default: 300.")] = None,
     penalty: syn.Penalties = None,
     store: syn.Store = None,
     preview: syn.Preview = None,

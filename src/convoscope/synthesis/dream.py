@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convoscope.core.errors import UsageError
-from convoscope.core.run import AT_ONCE, undisturbed
+from convoscope.core.errors import ConvoscopeError, UsageError
+from convoscope.core.run import undisturbed
 from convoscope.images.base import Draws, Space
 from convoscope.network import Network
-from convoscope.synthesis.dream_picture import codes, full_size
+from convoscope.synthesis.dream_picture import at_once, codes, full_size
 from convoscope.synthesis.dream_result import Dream
 from convoscope.synthesis.dream_state import State, digest
 from convoscope.synthesis.dream_tiles import Axis, Slopes, axis, leveled, resized
@@ -60,9 +60,7 @@ def dream(
         aim = _aim(network, target, guide, pixels)
         tile, halo, exact = _windows(network, aim, tile, halo, jitter, pixels)
         run = _Run(network, pixels, aim, _sizes(pixels, octaves, scale), steps, rate, jitter, bands, tile, halo, exact, seed)
-        run.batch_size = max(1, (AT_ONCE if network.device.type == "cpu" else 16 * AT_ONCE) // tile**2)
-        if batch_size != "auto":
-            run.batch_size = int(batch_size)
+        run.batch_size = at_once(network, (tile, tile)) if batch_size == "auto" else int(batch_size)
         run.progress, run.watch = progress, watch
         made = run.go(None if store is None else Path(store))
     settings = {
@@ -71,7 +69,7 @@ def dream(
         "halo": halo, "guide": guide is not None, "size": size, "seed": seed,
     }  # fmt: skip
     diagnostics = {"seconds": time.perf_counter() - began, "evaluations": run.evaluations, "octave sizes": run.sizes}
-    return Dream(network, aim, made, pixels, run.history, run.frames, settings, diagnostics)
+    return Dream(network, aim, made.cpu(), pixels.cpu(), run.history, run.frames, settings, diagnostics)
 
 
 def _check(**numbers: Any) -> None:
@@ -146,6 +144,8 @@ def _takes_any(network: Network, target: Target) -> bool:
     size = [n + 32 for n in network.size or (0, 0)]
     try:
         codes(network, torch.zeros(1, network.channels, *size, device=network.device, dtype=network.dtype), target.addresses())
+    except ConvoscopeError:
+        raise
     except (RuntimeError, ValueError, AssertionError):
         return False
     return True
@@ -246,7 +246,8 @@ class _Run:
         axes = self._axes()
         slope, score = slopes(self.pixels, axes, self._shifts(axes))
         leveled(slope, self.bands)
-        scale = self.rate / slope.abs().mean().clamp(min=torch.finfo(slope.dtype).tiny)
+        mean = torch.linalg.vector_norm(slope, 1) / slope.numel()
+        scale = self.rate / mean.clamp(min=torch.finfo(slope.dtype).tiny)
         self.whole = False  # an interruption from here on leaves half a step, which is not to be kept
         self.pixels.add_(slope.mul_(scale)).clamp_(0, 1)
         self.history.append(score)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from convoscope.core.errors import ImageError
 from convoscope.core.record import record
-from convoscope.core.run import undisturbed
+from convoscope.core.run import AT_ONCE, rows_at_once, undisturbed
 from convoscope.data.tensors import pixels_of_tensor
 from convoscope.network import Network
 
@@ -46,11 +46,18 @@ def _of_file(network: Network, source: Any) -> Tensor:
     picture = np.array(read_picture(source, mode="L" if network.channels == 1 else "RGB"))
     raw = torch.from_numpy(picture)
     raw = raw[:, :, None] if raw.dim() == 2 else raw
-    return raw.permute(2, 0, 1)[None].to(torch.float32) / 255
+    return raw.permute(2, 0, 1)[None].to(torch.float32).div_(255)
+
+
+def at_once(network: Network, size: tuple[int, int]) -> int:
+    """How many pictures of a size are worked on at once where nobody says, each with a gradient and some memory of steps."""
+    return max(1, (1 if network.device.type == "cpu" else 16) * AT_ONCE // (size[0] * size[1]))
 
 
 def codes(network: Network, x: Float[Tensor, "rows channels height width"], layers: Sequence[str]) -> dict[str, Tensor]:
-    """The activations of inputs at some addresses, `(rows, ...)` each; the run stops at the last of them."""
+    """The activations of inputs at some addresses, `(rows, ...)` each; a run stops at the last of them."""
+    asked, parts = tuple(dict.fromkeys(layers)), []
     with undisturbed(network.plain), torch.no_grad():
-        found = record(network.plain, x, tuple(dict.fromkeys(layers)), head=network.head)
-    return {layer: found[layer] for layer in layers}
+        for part in x.split(rows_at_once(x)):
+            parts.append(record(network.plain, part, asked, head=network.head))
+    return {layer: torch.cat([found[layer] for found in parts]) for layer in asked}

@@ -112,14 +112,22 @@ def leveled(slope: Picture, bands: int) -> Picture:
         return _unit(slope)
     size = slope.shape[2:]
     low = F.interpolate(slope, scale_factor=0.5, mode="bilinear", antialias=True, recompute_scale_factor=True)
-    slope -= F.interpolate(low, size, mode="bilinear")
+    _add(slope, low, size, -1)
     _unit(slope)
-    slope += F.interpolate(leveled(low, bands - 1), size, mode="bilinear")
+    _add(slope, leveled(low, bands - 1), size, 1)
     return slope
 
 
+def _add(slope: Tensor, low: Tensor, size: torch.Size, sign: int) -> None:
+    """In place, channel by channel: a large picture has no room for more of its kind."""
+    for channel in range(slope.shape[1]):
+        part = slice(channel, channel + 1)
+        slope[:, part].add_(F.interpolate(low[:, part], size, mode="bilinear"), alpha=sign)
+
+
 def _unit(slope: Tensor) -> Tensor:
-    return slope.div_(slope.square().mean().sqrt_().clamp_(min=torch.finfo(slope.dtype).tiny))
+    deviation = torch.linalg.vector_norm(slope) / slope.numel() ** 0.5
+    return slope.div_(deviation.clamp_(min=torch.finfo(slope.dtype).tiny))
 
 
 def resized(pixels: Picture, size: tuple[int, int]) -> Picture:

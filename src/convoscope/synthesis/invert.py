@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convoscope.core.errors import UsageError
-from convoscope.core.run import rows_at_once, undisturbed
+from convoscope.core.run import undisturbed
 from convoscope.data.tensors import fit
 from convoscope.images.base import Draws, Image, Penalty, Space, image_size
 from convoscope.network import Network
-from convoscope.synthesis.dream_picture import codes, full_size
+from convoscope.synthesis.dream_picture import at_once, codes, full_size
 from convoscope.synthesis.invert_descent import Momentum, WarmedLBFGS
 from convoscope.synthesis.invert_mahendran import Centered, NaturalPrior, schedule, strength
 from convoscope.synthesis.invert_result import Inversion
@@ -41,7 +41,7 @@ def invert(
 
     The error is that of Mahendran and Vedaldi (2015, eq. 2), `|a - c|^2 / |c|^2`, and is reported for each picture. `by`:
 
-    - "fourier", or any Image: waves from the image's own noise, `steps` evaluations (200) by L-BFGS, with `penalties` (none).
+    - "fourier", or any Image: waves from the image's own noise, `steps` evaluations (300) by L-BFGS, with `penalties` (none).
     - "mahendran-vedaldi": pixels from noise, 400 steps with momentum at falling rates, with the alpha-norm and the total
       variation of the paper at the strength for the depth of the layer.
     - "generator": no search at all. `generator` maps codes to pixels 0..1: any callable, a file of `convoscope generator
@@ -134,10 +134,10 @@ def _search(
 ) -> dict[str, Any]:  # fmt: skip
     """Searches for all pictures, layer by layer; the settings that were used."""
     network, space = run.network, run.space
-    size = rows_at_once(torch.empty(1, 1, *space.size, device=space.device)) if batch_size == "auto" else int(batch_size)
+    size = min(128, at_once(network, space.size)) if batch_size == "auto" else int(batch_size)
     run.batch_size = size
     rates = schedule(space, network.std)
-    told: dict[str, Any] = {"steps": len(rates) if by == "mahendran-vedaldi" else 200 if steps is None else steps}
+    told: dict[str, Any] = {"steps": len(rates) if by == "mahendran-vedaldi" else 300 if steps is None else steps}
     if by == "mahendran-vedaldi":
         if penalties is not None or steps is not None:
             raise UsageError("the schedule and the penalties of mahendran-vedaldi are those of the paper; leave yours out")
