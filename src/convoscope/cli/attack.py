@@ -91,10 +91,11 @@ def _switches() -> set[str]:
 
 def _with(method: str, settings: dict[str, str]) -> str:
     """The method with settings in its text; fractions as numbers."""
-    given = [f"{k}={_number(v)}" for k, v in settings.items()]
-    name, colon, rest = method.partition(":")
-    rest = ",".join(f"{k}={_number(v)}" for k, _, v in (p.partition("=") for p in rest.split(","))) if colon else ""
-    return f"{name}:{','.join([*given, *([rest] if rest else [])])}"
+    name, _, rest = method.partition(":")
+    own = [
+        p if "=" not in p else "{}={}".format(p.partition("=")[0], _number(p.partition("=")[2])) for p in rest.split(",") if p
+    ]
+    return f"{name}:{','.join([*(f'{k}={_number(v)}' for k, v in settings.items()), *own])}"
 
 
 def _number(text: str) -> str:

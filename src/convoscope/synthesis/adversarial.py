@@ -52,7 +52,12 @@ class AttackMethod(Spec, kind="attack", abstract=True):
 
 def attacks() -> dict[str, type[AttackMethod]]:
     """All registered attacks by name."""
-    from convoscope.synthesis import adversarial_methods, adversarial_minimal, adversarial_universal  # noqa: F401
+    from convoscope.synthesis import (  # noqa: F401  registers them
+        adversarial_methods,
+        adversarial_minimal,
+        adversarial_peers,
+        adversarial_universal,
+    )
 
     return registered("attack")  # type: ignore[return-value]
 
@@ -60,7 +65,9 @@ def attacks() -> dict[str, type[AttackMethod]]:
 def attack_of(which: AttackMethod | str, settings: dict[str, Any] | None = None) -> AttackMethod:
     """An attack from its name, `name:setting=value`, or itself, with settings replaced. Raises SpecError for unknown ones."""
     attacks()
-    made = parse_spec("attack", which) if isinstance(which, str) else which
+    from convoscope.synthesis.adversarial_peers import parsed
+
+    made = (parsed(which) or parse_spec("attack", which)) if isinstance(which, str) else which
     if not isinstance(made, AttackMethod):
         raise UsageError(f"an attack is its name or an AttackMethod such as PGD(); got {type(which).__name__}")
     before = {f.name: getattr(made, f.name) for f in fields_of(type(made))}

@@ -43,8 +43,9 @@ class DeepFool(AttackMethod):
 
     Each step is the shortest to the nearest of `classes` boundaries (the strongest classes beside the image's own), exactly so
     also where pixels are at the end of their range; the paper ignores the range. `norm="linf"` makes the largest change of a
-    value smallest instead. With a target, there is one boundary. At the end the change is made as small along its line as
-    does (`refine` halvings, which the paper has not).
+    value smallest instead. With a target, there is one boundary. At the end, which the paper has not, the change is made as
+    small along its line as does (`refine` halvings), and `polish` times replaced by the shortest to the boundary as it is there
+    where that is smaller.
     """
 
     title, bounded = "DeepFool", False
@@ -57,6 +58,7 @@ class DeepFool(AttackMethod):
     steps: Annotated[int, "how many steps at most", AtLeast(1)] = 50
     overshoot: Annotated[float, "how far beyond a boundary to go, as a share of the change", AtLeast(0)] = 0.02
     refine: Annotated[int, "how often to halve the change's line in the end", AtLeast(0)] = 8
+    polish: Annotated[int, "how often to look for a shorter way to where the boundary was met", AtLeast(0)] = 2
 
     def perturb(self, trial: Trial) -> Pixels:
         total, delta = torch.zeros_like(trial.pixels), torch.zeros_like(trial.pixels)
@@ -71,7 +73,29 @@ class DeepFool(AttackMethod):
             total[rows] += step
             delta[rows] = some.within((1 + self.overshoot) * total[rows], torch.inf, "linf")
             left[rows] = ~some.reached(some.logits(delta[rows]))
-        return shortened(trial, delta, self.refine)
+        delta = shortened(trial, delta, self.refine)
+        for _ in range(self.polish):
+            delta = self._polished(trial, delta)
+        return delta
+
+    def _polished(self, trial: Trial, delta: Pixels) -> Pixels:
+        """The changes, or shorter ones that do as well: to the nearest point of the boundary's plane where it was met."""
+        logits = trial.logits(delta)
+        rows = (trial.reached(logits) & (delta != 0).flatten(1).any(1)).nonzero()[:, 0]
+        if not len(rows):
+            return delta
+        some, goal, before = trial.some(rows), trial.goal, delta[rows]
+        now = goal.classes.clone()
+        if not goal.targeted:
+            now[some.probe.rows] = logits[rows].argmax(1).cpu()
+        gradient, score, _ = some.slopes(before, [Lead(now, None if goal.targeted else goal.classes)])[0]
+        gap = (gradient * before).flatten(1).sum(1) - score
+        step, _ = least(gradient, gap.clamp(min=0), *some.box(), self.norm)
+        tried = shortened(some, some.within((1 + self.overshoot) * step, torch.inf, "linf"), self.refine)
+        better = some.reached(some.logits(tried)) & (_size(tried, self.norm) < _size(before, self.norm))
+        delta = delta.clone()
+        delta[rows[better]] = tried[better]
+        return delta
 
     def _scores(self, trial: Trial, logits: Tensor) -> list[Lead]:
         goal = trial.goal
@@ -84,7 +108,11 @@ class DeepFool(AttackMethod):
         return [Lead(o, goal.classes) for o in others.unbind(1)]
 
     def evaluations(self) -> int:
-        return 1 + 2 * self.steps + self.refine
+        return 2 + 2 * self.steps + self.refine + self.polish * (self.refine + 4)
+
+
+def _size(delta: Pixels, norm: Norm) -> Float[Tensor, "rows"]:
+    return delta.flatten(1).norm(dim=1) if norm == "l2" else delta.abs().flatten(1).amax(1)
 
 
 def nearest(trial: Trial, delta: Pixels, scores: list[Lead], norm: Norm) -> Pixels:

@@ -199,7 +199,7 @@ def _by_gradient(crowd: Crowd, rows: list[int], delta: Pixels, method: Universal
 
 def _by_deep_fool(crowd: Crowd, rows: list[int], delta: Pixels, method: Universal, number: int) -> Pixels:
     """Image by image: the smallest further change of one that is not fooled yet."""
-    smallest = DeepFool(norm=method.norm, refine=0)
+    smallest = DeepFool(norm=method.norm, refine=0, polish=0)
     for row in rows:
         trial = crowd.trial([row])
         before = spread(trial, delta)

@@ -51,18 +51,14 @@ class Source:
         """Up to `count` windows at random places of pictures in random order, as many of each picture."""
         draw = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(self.dataset), generator=draw)[:count].tolist()
-        whole = self.reader.size is not None and tuple(self.window[1:]) == self.reader.size
-        each = 1 if whole else -(-count // len(order))
-        parts = []
+        each, parts = -(-count // len(order)), list[Tensor]()
         for n, i in enumerate(order):
             picture = self.reader.read(self.dataset.picture(i))[0]
             self._check(picture)
-            for _ in range(each):
-                tops = [
-                    int(torch.randint(0, a - b + 1, (), generator=draw))
-                    for a, b in zip(picture.shape[1:], self.window[1:], strict=True)
-                ]
-                parts.append(picture[:, tops[0] : tops[0] + self.window[1], tops[1] : tops[1] + self.window[2]])
+            room = [a - b + 1 for a, b in zip(picture.shape[1:], self.window[1:], strict=True)]
+            for _ in range(min(each, room[0] * room[1])):
+                top, left = (int(torch.randint(0, r, (), generator=draw)) for r in room)
+                parts.append(picture[:, top : top + self.window[1], left : left + self.window[2]])
             if progress is not None:
                 progress(n + 1, len(order))
         return torch.stack(parts)[:count]
@@ -127,7 +123,7 @@ class Gaussian(Recipe):
 
 
 class RBM(Recipe, name="rbm"):
-    """A restricted Boltzmann machine with Gaussian pixels, by contrastive divergence; persistent chains if asked for."""
+    """A restricted Boltzmann machine with Gaussian pixels, by contrastive divergence, with chains that persist or not."""
 
     title = "Gaussian-Bernoulli restricted Boltzmann machine"
     paper = Paper(
@@ -135,13 +131,13 @@ class RBM(Recipe, name="rbm"):
         "Neural Computation", 2002,
     )  # fmt: skip
     hidden: Annotated[int, "hidden units", AtLeast(1)] = 256
-    deviation: Annotated[float, "deviation of a pixel given the hidden units, in pixels 0..1", AtLeast(1e-3)] = 0.2
+    deviation: Annotated[float, "deviation of a pixel given the hidden units, in pixels 0..1", AtLeast(1e-3)] = 0.3
     gibbs: Annotated[int, "steps of Gibbs sampling for each update", AtLeast(1)] = 1
-    persistent: Annotated[bool, "chains go on from update to update (PCD) instead of starting at the data"] = False
-    epochs: Annotated[int, "how often to see every window", AtLeast(1)] = 20
+    persistent: Annotated[bool, "chains go on from update to update (PCD) instead of starting at the data"] = True
+    epochs: Annotated[int, "how often to see every window", AtLeast(1)] = 30
     count: Annotated[int, "windows to train on at most", AtLeast(2)] = 20_000
     batch: Annotated[int, "windows of one update", AtLeast(1)] = 100
-    rate: Annotated[float, "learning rate of the weights in units of a pixel", AtLeast(0)] = 0.002
+    rate: Annotated[float, "learning rate; without persistent chains ten times as much does", AtLeast(0)] = 3e-4
     decay: Annotated[float, "weight decay", AtLeast(0)] = 1e-3
 
     def train(self, source: Source, run: Run) -> Expert:
@@ -177,18 +173,18 @@ class _Machine:
     def epoch(self, rows: Tensor, recipe: RBM, epoch: int, seed: int) -> None:
         draw = torch.Generator().manual_seed(seed * 1_000_003 + epoch + 1)
         fade = min(1.0, 2 * (1 - epoch / recipe.epochs))  # down to nothing over the second half
-        momentum, errors = 0.5 if epoch < 2 else 0.9, []
+        momentum = 0.5 if epoch < 2 else 0.9
         for part in torch.randperm(len(rows), generator=draw).split(recipe.batch):
             data = rows[part]
             start = self.chains[: len(data)] if recipe.persistent else data
             model = start
             for _ in range(recipe.gibbs):
-                mean, model = gibbs(model, self.weight, self.visible, self.hidden, recipe.deviation, draw)
+                _, model = gibbs(model, self.weight, self.visible, self.hidden, recipe.deviation, draw)
             if recipe.persistent:
                 self.chains[: len(data)] = model
-            errors.append(float((data - mean).square().mean()))
             self._update(self._slopes(data, recipe.deviation), self._slopes(model, recipe.deviation), recipe, fade, momentum)
-        self.error = sum(errors) / len(errors)
+        mean, _ = gibbs(rows[:1000], self.weight, self.visible, self.hidden, recipe.deviation, draw)
+        self.error = float((rows[:1000] - mean).square().mean())
 
     def _slopes(self, v: Tensor, deviation: float) -> list[Tensor]:
         """The mean gradient of `-F`, in units in which pixels have deviation one."""
