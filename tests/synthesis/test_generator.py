@@ -54,7 +54,7 @@ def test_a_gan_learns_what_the_pictures_have_in_common(kind: Any) -> None:
     pictures = torch.zeros(16, 1, 16, 16, dtype=torch.uint8)
     pictures[..., :8] = 220
     untrained, trained = (
-        cs.train_gan(pictures, kind, size=16, channels=1, code=4, width=8, steps=n, batch_size=8, rate=2e-3) for n in (1, 150)
+        cs.train_gan(pictures, kind, size=16, channels=1, code=4, width=8, steps=n, batch_size=8, rate=2e-3) for n in (1, 400)
     )
     codes = torch.randn(20, 4, generator=drawn("codes"))
     contrast = [float(g(codes)[..., :8].mean() - g(codes)[..., 8:].mean()) for g in (untrained, trained)]

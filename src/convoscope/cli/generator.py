@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Networks that make pictures of codes: train one (GAN, DCGAN, or DGN-AM, the inverse of a layer), sample it, or sample "
-    "a class through it. `convoscope maximize MODEL TARGET --image code:generator=FILE` optimizes its codes.",
+    help="Networks that make pictures of codes: train one (GAN, DCGAN, or DGN-AM, the inverse of a layer), sample it, or "
+    "sample a class through it. `convoscope maximize MODEL TARGET --image code:generator=FILE` optimizes its codes.",
 )
 Which = Annotated[
     str, typer.Option("--generator", "-g", metavar="FILE|scenes", help="A generator's file, or scenes, which ships.")
@@ -112,6 +112,7 @@ def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None
     from convoscope.cli.terminal import Progress, console, note, print_json
     from convoscope.cli.work import jsonable
     from convoscope.files import size_text
+    from convoscope.images.generator import load_generator
 
     state = out.with_suffix(".state")
     resumed = state.is_file()
@@ -130,7 +131,7 @@ def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None
         if state.is_file():
             note(f"stopped; the same command goes on from {state}")
         raise
-    made.save(out, torch.float16 if half else None)
+    made = load_generator(made.save(out, torch.float16 if half else None))
     state.unlink(missing_ok=True)
     if as_json:
         told = {"code": list(made.code), "prior": made.prior, "made": made.made, "losses": losses, "resumed": resumed}

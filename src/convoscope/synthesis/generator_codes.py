@@ -74,12 +74,9 @@ class Features:
     def generator(self, module: nn.Module, made: dict[str, Any]) -> Generator:
         """The generator of these codes."""
         name = f"{self.network.name}:{made['layer']}"
-        if self.whitened:
-            return Generator(module, self.shape, made=made, reference=name)
-        made = {**made, "rectified": self.least >= 0}
-        return Generator(
-            module, self.shape, prior="features", mean=self.mean, deviation=self.deviation, made=made, reference=name
-        )
+        mean, deviation = (torch.zeros(self.shape), torch.ones(self.shape)) if self.whitened else (self.mean, self.deviation)
+        made = {**made, "rectified": self.least >= 0 and not self.whitened}
+        return Generator(module, self.shape, prior="features", mean=mean, deviation=deviation, made=made, reference=name)
 
 
 def _parts(activations: Mapping[str, Tensor], layers: tuple[str, ...]) -> list[Tensor]:

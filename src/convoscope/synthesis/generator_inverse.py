@@ -36,7 +36,7 @@ class Losses:
     feature: float = 0.3
     adversarial: float = 0.05
     comparators: tuple[str, ...] = ()
-    warm: float = 0.2
+    warm: float = 0.25
     random: float = 0.5
 
 

@@ -36,8 +36,9 @@ def ppgn(
 
     `targets` are class numbers or names, whose log probability is taken, or Targets. `encoder` makes codes of pixels 0..1, and
     E(G(h)) - h points to where codes are likely; without one that is the layer the generator inverts, in `network`, and -h for
-    codes of N(0, I). The paper has prior 1e-5, condition 1 and noise 1e-17, which is none in floating point; ours are for codes
-    of deviation near 1. With `every`, each chain gives a sample after every so many steps, not only at its end.
+    codes near N(0, I), those of a GAN and principal components. The paper has prior 1e-5, condition 1 and noise 1e-17, which is
+    none in floating point; ours are for codes of deviation near 1. With `every`, each chain gives a sample after every so many
+    steps, not only at its end.
     """
     network = network if isinstance(network, Network) else Network(network)
     image = Code(generator, decay=1.0)
@@ -81,7 +82,7 @@ def _target(network: Network, which: Any) -> Target:
 
 def _encoder(network: Network, generator: Generator) -> Encoder | None:
     """How codes are read from pictures, where the network at hand is the one that the generator inverts."""
-    if generator.prior != "features":
+    if generator.prior != "features" or generator.made.get("components"):
         return None
     layer = generator.made.get("layer")
     if layer is None or generator.made.get("network_hash") != network.hash:
