@@ -69,13 +69,13 @@ def _memory(found: dict[str, list[list[float]]]) -> str:
     rows = []
     for which, points in found.items():
         first = points[0][1]
-        rows += [(which, int(n), f"{mb:.0f}", f"{mb / first:.2f}", f"{disk:.0f}") for n, mb, disk in points]
-    growth = "; ".join(f"{which}: {p[-1][1] / p[0][1] - 1:+.0%}" for which, p in found.items())
+        rows += [(which, int(n), f"{mb:.0f}", f"{mb / first:.2f}", f"{disk:.0f}" if disk else "") for n, mb, disk in points]
+    growth = "; ".join(f"{w}, {p[0][0]:,} to {p[-1][0]:,} images: {p[-1][1] / p[0][1] - 1:+.0%}" for w, p in found.items())
     first, last = next(iter(found.values()))[0][0], next(iter(found.values()))[-1][0]
     kept = 4 * FRACTION * STAGES * (last - first) / 1e6
     return (
-        "## Memory\n\nPeak memory of a process that sweeps so many images into a store (ResNet-18, shards of 32). From "
-        f"{first:,.0f} to {last:,.0f} images: {growth}; runs of the same differ by some percent. A sweep holds the state "
+        "## Memory\n\nPeak memory of a process that sweeps so many images into a store (ResNet-18, shards of 32). "
+        f"{growth[0].upper() + growth[1:]}; runs of the same differ by some percent. A sweep holds the state "
         "of all shards that were merged and that of the one at hand; what is free is given back to the system after each, "
         "without which pieces of free memory added up. All states but the tail's have a fixed size, which samples and "
         "reservoirs reach after some hundred images. The tail keeps half a percent of all values of every unit, 4 bytes each, "
@@ -189,7 +189,6 @@ def _extrapolated(found: dict[str, Any], a: float, b: float) -> str:
         f"cores do not "
         "slow each other down, and that the store is as fast for all, is assumed. The last column is the memory of exact "
         "thresholds "
-        "for all four stages at once, which the process that merges needs once and a worker for what it is told of "
-        "earlier shards; "
+        "for all four stages at once, which the process that merges needs once; "
         "it grows with images x units x positions, so take early stages one at a time.\n\n" + table(heads, rows)
     )
