@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 from skimage import data
 
 import convoscope as cs
@@ -36,13 +36,16 @@ def dreams(net: cs.Network) -> None:
         (coffee, {"target": "layer3"}, "layer3"), (coffee, {"target": "layer3", "guide": cat}, "layer3, guided by the cat"),
         (astronaut, {"target": "layer3"}, "layer3"), (astronaut, {"target": "layer3:12", "steps": 20}, "layer3:12, 20 steps"),
     ]  # fmt: skip
-    made = [(cs.dream(net, picture, size=448, **settings).image(), word) for picture, settings, word in asked]
+    made = []
+    for picture, settings, word in asked:
+        image = cs.dream(net, picture, size=512, **settings).image()
+        made.append((ImageOps.fit(image, (448, 448)), word))
     write(strip.Strip("What ResNet-18 sees", [row("", made)], side=224), "dreams.webp")
 
 
 def inverted(net: cs.Network) -> None:
     pictures = [data.chelsea(), data.coffee(), data.astronaut()]
-    made = cs.invert(net, pictures, ["layer1", "layer2", "layer3", "layer4", "log-probabilities"], size=128)
+    made = cs.invert(net, pictures, ["layer1", "layer2", "layer3", "layer4", "log-probabilities"], size=96)
     made.image().save(HERE / "inverted.webp", quality=88, method=6)
     print(HERE / "inverted.webp", made)
 

@@ -177,7 +177,7 @@ def test_a_guide_draws_each_place_to_its_best_match() -> None:
     score = target(Activations.of({"4": activations}, torch.zeros(1, dtype=torch.long)))
     expected = 0.0
     for place in activations[0].flatten(1).T:
-        expected += max(float(place @ other) for other in features.T)
+        expected += max(float(place.detach() @ other.detach()) for other in features.T)
     assert float(score) == pytest.approx(expected)
     score.sum().backward()
     best = (activations[0].flatten(1).T @ features).argmax(1)

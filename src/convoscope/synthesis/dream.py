@@ -276,5 +276,5 @@ class _Run:
     def _keep_frame(self) -> None:
         scale = min(1.0, SMALL / max(self.pixels.shape[2:]))
         small = resized(self.pixels, tuple(max(1, round(n * scale)) for n in self.pixels.shape[2:]))  # type: ignore[arg-type]
-        name = "x".join(map(str, reversed(self.pixels.shape[2:]))) if self.history else "start"
+        name = " x ".join(map(str, reversed(self.pixels.shape[2:]))) if self.history else "start"
         self.frames.append((name, small.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()))

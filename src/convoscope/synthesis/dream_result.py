@@ -18,6 +18,7 @@ from convoscope.show import strip
 from convoscope.synthesis.drawing import colored
 from convoscope.synthesis.result import name_of
 from convoscope.targets import Target
+from convoscope.targets.features import BestMatch
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,6 +48,8 @@ class Dream:
     @property
     def name(self) -> str:
         """The target in words."""
+        if isinstance(self.target, BestMatch):
+            return f"{self.target.layer}, guided"
         return name_of(self.target, self.network)
 
     def image(self) -> "Image.Image":
@@ -120,9 +123,15 @@ def _page(made: Dream, command: str) -> str:
     small = [F.interpolate(p.float().cpu(), scale_factor=s, mode="area") if (s := 640 / max(height, width)) < 1 else p
              for p in (made.original, made.pixels)]  # fmt: skip
     pair = [strip.Tile(colored(p[0]), word, smooth=True) for p, word in zip(small, ("the picture", "the dream"), strict=True)]
-    drawn = _over_octaves(made)
-    told = ", ".join(f"{k}: {v.get('name', v) if isinstance(v, dict) else v}" for k, v in made.settings.items())
-    groups = [strip.Group("", [strip.Grid(pair, 2)]), strip.Group("At each octave", drawn.groups[0].grids)]
+    tiles = _over_octaves(made).groups[0].grids[0].tiles
+    told = ", ".join(f"{k}: {_short(v)}" for k, v in made.settings.items())
+    groups = [strip.Group("", [strip.Grid(pair, 2)]), strip.Group("At each octave", [strip.Grid(tiles, 3)])]
     title = f"What {made.network.name} sees in a picture"
     about = [f"{made.name}, {width} x {height} pixels", told]
-    return strip.page(strip.Strip(title, groups, about, side=192), command=command, least=640)
+    return strip.page(strip.Strip(title, groups, about, side=304), command=command, least=640)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return value.get("name", "") + (f" of {value['layer']}" if "layer" in value else "")
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
