@@ -122,6 +122,13 @@ def test_networks_that_end_in_probabilities_or_in_one_number() -> None:
     assert single.confidences[0] > 0.8
 
 
+def test_small_steps_add_up_in_networks_of_half_precision() -> None:
+    net = network()
+    net.module.bfloat16()
+    made = cs.fool(net, steps=60)
+    assert min(made.confidences) > 0.8
+
+
 @pytest.mark.parametrize("by", WAYS)
 def test_the_network_is_untouched(by: str) -> None:
     net = network()
@@ -232,7 +239,7 @@ def test_a_chart_has_its_curves_where_their_values_are() -> None:
         chart([])
 
 
-def test_the_command_fools_the_shipped_network_and_goes_on_after_ctrl_c(
+def test_the_command_fools_the_shipped_network_and_goes_on_with_more_generations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from convoscope.cli.run import run
