@@ -65,6 +65,19 @@ class Line:
         """How many times faster ours is: the median over rounds of the ratio within a round."""
         return statistics.median(b / a for a, b in zip(self.seconds[ours], self.seconds[library], strict=True))
 
+    def text(self) -> str:
+        """The line for people."""
+        found = [self.name]
+        for library in self.seconds:
+            text = f"  {library:14} {self.rate(library):7.3f} pictures/s"
+            text += f", held out {self.scores[library]:.3g}" if library in self.scores else ""
+            text += f", ours with {self.least} steps" if library == "to equal" else ""
+            if library.startswith("lucent"):
+                text += f", ours {self.ratio('ours', library):.2f}x as fast"
+                text += f", {self.ratio('to equal', library):.2f}x at equal score" if self.least else ""
+            found.append(text)
+        return "\n".join(found)
+
 
 class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
@@ -159,7 +172,7 @@ def compare(bench: Bench, name: str, kind: str) -> Line:
         for library in order:
             with timing.quiet():
                 line.seconds.setdefault(library, []).append(timing.seconds(runs[library]))
-        timing.say(f"{line.name}, round {turn + 1} of {options.repeats}")
+    timing.say(line.text())
     return line
 
 
@@ -205,18 +218,7 @@ def main() -> None:
         print(json.dumps({"weights": bench.weights, "options": vars(options), "lines": rows, **facts_}, indent=1))
         return
     print(f"ResNet-18, {bench.weights}; {options.units} units, {options.steps} steps, {options.threads} threads")
-    for line in lines:
-        print(f"\n{line.name}")
-        for library in line.seconds:
-            text = f"  {library:14} {line.rate(library):7.3f} pictures/s"
-            if library in line.scores:
-                text += f", held out {line.scores[library]:.3g}"
-            if library == "to equal":
-                text += f", ours with {line.least} steps"
-            if library.startswith("lucent"):
-                text += f", ours {line.ratio('ours', library):.2f}x as fast"
-                text += f", {line.ratio('to equal', library):.2f}x at equal score" if line.least else ""
-            print(text)
+    print("\n".join(["", *(line.text() for line in lines)]))
     gaps = ", ".join(f"{v:.1e} in {k}" for k, v in facts.items())
     print(f"\n16 units in one batch and one by one: largest difference of a pixel {gaps}")
     theirs = bench.missing or f"lucent left {bench.hooks} hooks, {bench.gradients} gradients"

@@ -66,7 +66,7 @@ def test_wrong_words_are_one_line(cli: Callable, tmp_path: Path, words: list[str
     assert done.code == 2
     assert said in done.err
     assert len(done.err.strip().splitlines()) == 1
-    assert not [p for p in tmp_path.iterdir() if p.is_file()]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ctrl_c_keeps_the_state_and_the_same_command_goes_on(

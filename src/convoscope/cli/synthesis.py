@@ -114,10 +114,10 @@ class Making:
         try:
             with Progress(self.name) as self.bar:
                 made = make(progress=self.told, watch=self._watch if self.preview else None, store=self.store)
-        except KeyboardInterrupt:
-            if self.done[0] and self.store is not None:
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) and self.done[0] and self.store is not None:
                 note(f"stopped at {100 * self.done[0] // self.done[1]} %; the same command goes on from there ({self.store})")
-            elif self.own and self.store is not None:
+            if not self.done[0] and self.own and self.store is not None:
                 _forget(self.store)
             raise
         if hasattr(made, "pixels"):

@@ -25,8 +25,8 @@ def maximize(
 
     `targets` is a Target, a class number, words such as "tabby", "layer4:42" or "layer4:7 - 0.2*layer3:5"
     (`targets/text.py`), or a list of these; `image` a parametrization or its name (default: Fourier), `size` its side or
-    (height, width), `transforms` how pictures are moved before the network sees them (default: what suits the image and its size;
-    `()`: not at all). All other settings are those of `ascend`.
+    (height, width), `transforms` how pictures are moved before the network sees them (default: what suits the image and its
+    size; `()`: not at all). All other settings are those of `ascend`.
 
     Units whose rectifier is behind them show more: `layer3.1.bn2:12` is what `layer3.1` adds before it is cut off at zero.
     Simonyan's class model is `maximize(net, 281, "pixels", start="black", transforms=(), penalties=[L2])`.
