@@ -54,6 +54,7 @@ _PUBLIC = {
     "units.reservoir": ["Reservoir", "Sample"],
     "units.tcav": ["tcav"],
     "units.discovered": ["discover"],
+    "units.clusters": ["ace"],
     "units.sparse_autoencoder": ["SparseAutoencoder", "train_sparse_autoencoder"],
     "units.atlas": ["Atlas", "atlas"],
     "images.base": ["Image", "Penalty", "Transform"],
