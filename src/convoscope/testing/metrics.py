@@ -42,7 +42,7 @@ class Linear(nn.Module):
 
 
 def oracle(channels: int = 1, images: int = IMAGES, side: int = SIDE) -> tuple[Case, Tensor]:
-    """A case of a linear network on pictures of noise, and the one true map of each image from a baseline of zeros.
+    """A case of a linear network on pictures of a bright object, and the one true map of each image from a baseline of zeros.
 
     The weights are positive on an object, negative around it and zero at the bottom, the true map is weight times input, the
     truth the object.
@@ -51,11 +51,14 @@ def oracle(channels: int = 1, images: int = IMAGES, side: int = SIDE) -> tuple[C
     truth = torch.zeros(images, side, side, dtype=torch.bool)
     weights = torch.zeros(channels, side, side, dtype=torch.float64)
     truth[:, side // 4 : side // 4 * 3, side // 3 : side // 3 * 2] = True
-    weights[:, truth[0]] = torch.rand(channels, int(truth[0].sum()), generator=g, dtype=torch.float64) + 0.2
-    weights = weights / weights.sum() * 4
-    weights[:, ~truth[0]] = -2 / (~truth[0]).sum() / channels  # the ground speaks against,
+    weights[:, truth[0]] = torch.rand(channels, int(truth[0].sum()), generator=g, dtype=torch.float64) + 0.5
+    weights[:, ~truth[0]] = -1.0  # the ground speaks against,
     weights[:, -side // 6 :] = 0  # but for the lowest rows, which say nothing
-    x = torch.rand(images, channels, side, side, generator=g, dtype=torch.float64) * 0.8 + 0.2
+    x = 0.05 + 0.1 * torch.rand(images, channels, side, side, generator=g, dtype=torch.float64)
+    x += 0.7 * truth[:, None]
+    share = (x * weights.clamp(min=0)).sum() / (x * weights.clamp(max=0)).sum().abs()
+    weights = torch.where(weights < 0, 0.7 * share * weights, weights)
+    weights *= 3 / (x * weights).sum((1, 2, 3)).mean()
     exact = (x * weights).sum(1)
     network = Network(Linear(weights), size=side, channels=channels, name="linear")
     case = Case(network, x, Logit(1), exact[None], ("exact",), truth=truth, batch_size=7)
@@ -289,8 +292,8 @@ METRIC_LAWS: dict[str, Callable[[Metric, Case, Tensor], None]] = {
 
 
 def _on_zeros(metric: Metric) -> Metric:
-    """The metric with the baseline and the target of which the answer is known."""
-    known = {"fill": 0.0, "baseline": 0.0, "of": "target", "tolerance": 0}
+    """The metric with the baseline, the target and the share of the picture of which the answer is known."""
+    known = {"fill": 0.0, "baseline": 0.0, "of": "target", "tolerance": 0, "shares": (0.2,)}
     return replace(metric, **{f.name: known[f.name] for f in fields_of(type(metric)) if f.name in known})
 
 
