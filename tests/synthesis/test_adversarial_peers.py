@@ -104,8 +104,8 @@ def test_foolbox_through_our_door() -> None:
     found = cs.attack(net, x, "foolbox:LinfPGD,epsilon=0.1,steps=10")
     assert float(found.linf.max()) <= 0.1 + 1e-6
     assert int(found.success.sum()) >= 5
-    smallest = cs.attack(net, x, "foolbox:L2CarliniWagnerAttack,steps=50,binary_search_steps=3", 1)
-    assert bool(smallest.success.all())
+    to_one = cs.attack(net, x, "foolbox:L2PGD,epsilon=8,steps=30", 1)
+    assert int(to_one.success.sum()) >= 5
 
 
 def test_they_are_named_in_text() -> None:
