@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.core.spec import Paper
+from convoscope.core.spec import AtLeast, Paper
 from convoscope.images.base import Draws, Image, Parameters, PixelRows, Space, Transform
 from convoscope.images.color import color_axes, colored, uncolored
 from convoscope.images.fourier import frequencies
@@ -23,10 +23,11 @@ class MACO(Image):
     """The phase of every wave is a parameter; how strong each is comes from data, and stays (Fel et al. 2023).
 
     Without the freedom to add strong fine waves, pictures of deep units keep to shapes. `MACO.measured(network, dataset)`
-    takes the magnitudes of your data, the mean of |rfft2| over it; without, they are 1 / frequency. Pictures of other sizes
-    than measured have the magnitudes of the same waves per pixel. Each picture is brought to mean 0 and deviation 1 along
-    the axes of color, and to 0..1 by a sigmoid. Phases start uniform on the circle, as in the paper; published code draws
-    them from a normal distribution, which puts a bright spot into a corner.
+    takes the magnitudes of your data, the mean of |rfft2| over it; without, they are 1 / frequency^1.2, the mean slope of
+    natural pictures (Tolhurst et al. 1992). Pictures of other sizes than measured have the magnitudes of the same waves per
+    pixel. Each picture is brought to mean 0 and deviation 1 along the axes of color, and to 0..1 by a sigmoid. Phases start
+    uniform on the circle, as in the paper; published code draws them from a normal distribution, which puts a bright spot
+    into a corner.
     """
 
     paper: ClassVar[Paper | None] = Paper(
@@ -43,7 +44,8 @@ class MACO(Image):
     decorrelate: Annotated[
         bool | Tensor, "magnitudes are along axes of color: of natural pictures (for three channels), none, or a matrix"
     ] = True
-    magnitude: Annotated[Tensor | None, "(channels, height, width // 2 + 1), or None for 1 / frequency"] = None
+    magnitude: Annotated[Tensor | None, "(channels, height, width // 2 + 1), or None for 1 / frequency^decay"] = None
+    decay: Annotated[float, "without magnitudes: how fast they fall off", AtLeast(0)] = 1.2
 
     @classmethod
     def measured(cls, network: Any, dataset: Any, *, size: int | tuple[int, int] | None = None, **settings: Any) -> Self:
@@ -82,7 +84,7 @@ class MACO(Image):
 
     def _magnitude(self, space: Space) -> Magnitude:
         if self.magnitude is None:
-            return (1 / frequencies(space.size, space.device, space.dtype)).expand(space.channels, -1, -1)
+            return (frequencies(space.size, space.device, space.dtype) ** -self.decay).expand(space.channels, -1, -1)
         if self.magnitude.dim() != 3 or len(self.magnitude) != space.channels:
             raise UsageError(
                 f"magnitudes are ({space.channels}, height, width // 2 + 1) for this network; got {tuple(self.magnitude.shape)}"
