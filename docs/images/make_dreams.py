@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 from skimage import data
 
 import convoscope as cs
@@ -36,10 +36,7 @@ def dreams(net: cs.Network) -> None:
         (coffee, {"target": "layer3"}, "layer3"), (coffee, {"target": "layer3", "guide": cat}, "layer3, guided by the cat"),
         (astronaut, {"target": "layer3"}, "layer3"), (astronaut, {"target": "layer3:12", "steps": 20}, "layer3:12, 20 steps"),
     ]  # fmt: skip
-    made = []
-    for picture, settings, word in asked:
-        image = cs.dream(net, picture, size=512, **settings).image()
-        made.append((ImageOps.fit(image, (448, 448)), word))
+    made = [(cs.dream(net, picture, size=448, **settings).image(), word) for picture, settings, word in asked]
     write(strip.Strip("What ResNet-18 sees", [row("", made)], side=224), "dreams.webp")
 
 
