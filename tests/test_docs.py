@@ -21,6 +21,15 @@ def test_add_a_method_runs() -> None:
         _REGISTRY["method"].pop("squared-gradient", None)  # other tests see the package's own methods only
 
 
+def test_a_metric_of_your_own_passes_its_check() -> None:
+    text = (ROOT / "docs" / "how-to" / "evaluate.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    try:
+        exec(compile("import convoscope as cs\n" + block, "evaluate.md", "exec"), {"__name__": "evaluate"})
+    finally:
+        _REGISTRY["metric"].pop("contrast", None)
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
