@@ -89,7 +89,7 @@ def inversion(pictures: list[Any], size: int) -> None:
     plain = {}
     for layer in LAYERS:
         found = codes(net, net.normalize(pixels), [layer])[layer]
-        targets = [-cs.FeatureError(layer, c) for c in found]
+        targets = [-cs.FeatureDistance(layer, c) for c in found]
         plain[layer] = [-s for s in cs.ascend(net, targets, cs.Fourier(size), steps=150, rate=0.05).scores]
     seconds.append(time.perf_counter() - started)
     print(f"| layer | ours, {len(chosen)} pictures | mean | Adam, 150 steps | mean |\n|---|---|---|---|---|")

@@ -81,7 +81,7 @@ _PUBLIC = {
     "synthesis.caricature": ["accentuate", "caricature"],
     "synthesis.invert": ["invert"],
     "synthesis.invert_result": ["Inversion"],
-    "targets.features": ["BestMatch", "DotCosine", "FeatureError"],
+    "targets.features": ["BestMatch", "DotCosine", "FeatureDistance"],
     "synthesis.adversarial": ["attack", "attacks"],
     "synthesis.adversarial_methods": ["FGSM", "PGD"],
     "synthesis.adversarial_minimal": ["DeepFool"],

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import convoscope as cs
 from convoscope.synthesis.dream_tiles import Slopes, axis, leveled, mirrored
-from convoscope.targets.features import BestMatch, DotCosine, FeatureError
+from convoscope.targets.features import BestMatch, DotCosine, FeatureDistance
 
 
 def convolutions(channels: int = 3) -> nn.Sequential:
@@ -194,7 +194,7 @@ def test_feature_targets_are_their_formulas() -> None:
     g = torch.Generator().manual_seed(0)
     code, values = torch.randn(4, 3, 5, generator=g).double(), torch.randn(2, 4, 3, 5, generator=g).double()
     found = Activations.of({"a": values}, torch.zeros(2, dtype=torch.long))
-    errors, agreement = FeatureError("a", code)(found), DotCosine("a", code, 2.0)(found)
+    errors, agreement = FeatureDistance("a", code)(found), DotCosine("a", code, 2.0)(found)
     for row in range(2):
         assert float(errors[row]) == pytest.approx(float((values[row] - code).square().sum() / code.square().sum()))
         total = 0.0
@@ -205,7 +205,7 @@ def test_feature_targets_are_their_formulas() -> None:
                 total += dot * max(dot / math.sqrt(float(u @ u) * float(v @ v)), 0.1) ** 2
         assert float(agreement[row]) == pytest.approx(total / 15)
     with pytest.raises(cs.UsageError, match="the code has"):
-        FeatureError("a", code[:, :2])(found)
+        FeatureDistance("a", code[:, :2])(found)
 
 
 @pytest.fixture

@@ -56,7 +56,10 @@ def about(made: Synthesis) -> list[str]:
     image = image.get("name", "") if isinstance(image, dict) else str(image)
     words = [f"{image} pictures of {made.pixels.shape[2]} x {made.pixels.shape[3]}" if image else "", made.network_name]
     words += [f"{s['steps']} steps" if "steps" in s else "", f"seed {s['seed']}" if "seed" in s else ""]
-    return [", ".join(w for w in words if w), "below each: its score, and the mean under transforms it was not made with"]
+    moved = (
+        [] if math.isnan(made.held_out[0]) else ["below each: its score, and the mean under transforms it was not made with"]
+    )
+    return [", ".join(w for w in words if w), *moved]
 
 
 def grid(made: Synthesis, columns: int | None = None) -> strip.Strip:
@@ -64,7 +67,8 @@ def grid(made: Synthesis, columns: int | None = None) -> strip.Strip:
     columns = columns or min(len(made), 5)
     tiles = []
     for k, name in enumerate(made.names):
-        caption = f"{number(made.scores[k])}, moved {number(made.held_out[k])}"
+        held = made.held_out[k]
+        caption = number(made.scores[k]) + ("" if math.isnan(held) else f", moved {number(held)}")
         tiles.append(strip.Grid([strip.Tile(colored(made.pixels[k]), caption, smooth=True)], 1, name))
     groups = [strip.Group("", tiles[i : i + columns]) for i in range(0, len(tiles), columns)]
     return strip.Strip(f"What {made.network_name} would like to see", groups, about(made), side=SIDE)

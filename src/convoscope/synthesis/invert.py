@@ -20,7 +20,7 @@ from convoscope.synthesis.invert_descent import Momentum, WarmedLBFGS
 from convoscope.synthesis.invert_mahendran import Centered, NaturalPrior, schedule, strength
 from convoscope.synthesis.invert_result import Inversion
 from convoscope.synthesis.invert_run import Rows, Run
-from convoscope.targets.features import FeatureError
+from convoscope.targets.features import FeatureDistance
 
 LOG = "log-probabilities"
 WARM = 25  # steps of Adam before L-BFGS
@@ -116,8 +116,8 @@ def _address(layer: str) -> str:
     return "output" if layer == LOG else layer
 
 
-def _target(layer: str, code: Tensor) -> FeatureError:
-    return FeatureError(_address(layer), code, LOG if layer == LOG else "activations")
+def _target(layer: str, code: Tensor) -> FeatureDistance:
+    return FeatureDistance(_address(layer), code, LOG if layer == LOG else "activations")
 
 
 def _errors(network: Network, layer: str, code: Tensor, pixels: Tensor) -> Float[Tensor, " pictures"]:

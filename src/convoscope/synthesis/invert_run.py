@@ -16,7 +16,7 @@ from convoscope.images.base import Draws, Space
 from convoscope.network import Network
 from convoscope.synthesis.dream_state import State, digest
 from convoscope.synthesis.invert_descent import Momentum, WarmedLBFGS
-from convoscope.targets.features import FeatureError
+from convoscope.targets.features import FeatureDistance
 
 EVERY = 5.0  # seconds between two states written to the store
 SMALL = 128  # pixels of the longer side of a picture kept on the way
@@ -65,7 +65,7 @@ class Rows:
     """Some pictures for codes of one layer. `image` has begin and pixels, a prior a `weight` and a call, as in images/base."""
 
     def __init__(
-        self, run: Run, layer: str, target: FeatureError, numbers: range, image: Any, priors: Sequence[Any],
+        self, run: Run, layer: str, target: FeatureDistance, numbers: range, image: Any, priors: Sequence[Any],
         make: Callable[[Tensor], Momentum | WarmedLBFGS], draws: Draws, steps: int,
     ) -> None:  # fmt: skip
         self.run, self.layer, self.target, self.numbers = run, layer, target, numbers

@@ -155,7 +155,7 @@ def _result(
         targets=tuple(t for t in targets for _ in range(samples)),
         pixels=pictures.transpose(0, 1).flatten(0, 1),
         scores=values,
-        held_out=values,
+        held_out=[float("nan")] * len(values),  # a sample is no peak to be moved from
         history=history,
         settings=settings,
         diagnostics={"evaluations": len(history) * len(targets), "seconds": seconds},

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,8 @@ class Synthesis:
     """Pictures `(N, C, H, W)`, pixels 0..1, each made for a target.
 
     `scores` are the targets' values of the pictures as they are, `held_out` their means under transforms that were not used
-    to make them: a picture whose score falls apart there is noise that fools the network. `history` holds the values on the
-    way, `frames` small pictures of some steps.
+    to make them (NaN where nothing was moved): a picture whose score falls apart there is noise that fools the network.
+    `history` holds the values on the way, `frames` small pictures of some steps.
     """
 
     network: Network
@@ -81,7 +82,7 @@ class Synthesis:
             "network": {"name": self.network_name, "hash": self.network_hash},
             "size": list(self.pixels.shape[2:]),
             "pictures": [
-                {"name": name, "target": target.to_dict(), "score": score, "held_out": held}
+                {"name": name, "target": target.to_dict(), "score": score, "held_out": None if isnan(held) else held}
                 for name, target, score, held in rows
             ],
             "settings": self.settings,

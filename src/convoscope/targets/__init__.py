@@ -3,12 +3,12 @@
 from convoscope.targets.base import Scores, Sum, Target
 from convoscope.targets.classes import Contrast, Logit, LogProbability, Margin, Probability, probabilities
 from convoscope.targets.dense import BoxScore, SegmentationClass
-from convoscope.targets.features import BestMatch, DotCosine, FeatureError
+from convoscope.targets.features import BestMatch, DotCosine, FeatureDistance
 from convoscope.targets.together import CosineDirection, Diversity
 from convoscope.targets.units import Channel, Direction, EmbeddingSimilarity, Layer, Neuron
 
 __all__ = [
     "BestMatch", "BoxScore", "Channel", "Contrast", "CosineDirection", "Direction", "Diversity", "DotCosine",
-    "EmbeddingSimilarity", "FeatureError", "Layer", "LogProbability", "Logit", "Margin", "Neuron", "Probability", "Scores",
+    "EmbeddingSimilarity", "FeatureDistance", "Layer", "LogProbability", "Logit", "Margin", "Neuron", "Probability", "Scores",
     "SegmentationClass", "Sum", "Target", "probabilities",
 ]  # fmt: skip

@@ -11,11 +11,11 @@ from convoscope.core.spec import AtLeast
 from convoscope.targets.base import Scores, Target
 
 
-class FeatureError(Target):
+class FeatureDistance(Target):
     """The relative error of a code, `|a - c|^2 / |c|^2` (Mahendran and Vedaldi 2015, eq. 2): 0 where it is met.
 
     `code` is the activations of one image at the address, or `(images, ...)`, one for each; `of="log-probabilities"` compares
-    their log-softmax. To invert a code, make this small: raise `-FeatureError(...)`.
+    their log-softmax. To invert a code, make this small: raise `-FeatureDistance(...)`.
     """
 
     layer: Annotated[str, "address"]
