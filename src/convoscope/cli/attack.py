@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from convoscope.cli import options as opt
+from convoscope.cli import synthesis as syn
+from convoscope.cli.attack_way import Way
 
 if TYPE_CHECKING:
     from convoscope.cli.folders import Found
@@ -40,6 +43,9 @@ def attack(
         typer.Option(metavar="DIR", help="Write each adversarial picture there, as an 8-bit PNG of the input's size."),
     ] = None,
     show: Annotated[int, typer.Option(min=1, help="How many pictures to draw at most.")] = 12,
+    store: syn.Store = None,
+    preview: syn.Preview = None,
+    strip: syn.StripFile = None,
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
@@ -50,7 +56,8 @@ def attack(
 ) -> None:
     """Find pictures that look alike and that the network takes for something else.
 
-    Settings of the method are options: --epsilon 8/255 --norm l2 --steps 40. Epsilon is in pixels 0..1.
+    Settings of the method are options: --epsilon 8/255 --norm l2 --steps 40. Epsilon is in pixels 0..1. Ctrl-C keeps what is
+    done, sixteen pictures at a time, and the same command goes on from there.
     """
     from convoscope.cli.folders import pictures_in
     from convoscope.cli.terminal import Progress
@@ -65,19 +72,22 @@ def attack(
         if path.suffix.lower() not in (".png", ".html", ".htm"):
             raise UsageError(f"--out {str(path)!r}: expected a picture, .png, or a page, .html")
         check_writable(path)
+    way = Way(preview, strip, show, store or (paths[0].with_suffix(".state") if paths else None), store is None)
     if pictures is not None:
         make_folder(pictures)
-    found = pictures_in(words, pictures or Path("."))
+    found = pictures_in(words, pictures)
     if target is not None and len(target) not in (1, len(found)):
         raise UsageError(f"{len(target)} targets for {len(found)} pictures; give one for each, or one for all")
     net = opt.load_network(model, arch, weights, allow_partial, device)
     failed: list[tuple[str, str]] = []
     with Progress(made.name) as progress:
         job = {"seed": seed, "batch_size": batch_size}
-        results = list(_attacked(net, made, found, target, job, failed, progress))
+        with way:
+            results = list(_attacked(net, made, found, target, job, failed, progress, way))
     if results:
         _write(results, paths, pictures, show)
-    _tell(results, failed, [*paths, *([pictures] if pictures else [])], as_json)
+        way.write([str(f.place) for some, _ in results for f in some])
+    _tell(results, failed, [*paths, *([pictures] if pictures else []), *way.files], as_json)
     if failed:
         raise ConvoscopeError(f"{len(failed)} of {len(found)} pictures could not be read: {failed[0][1]}")
 
@@ -108,7 +118,7 @@ Named = tuple[list["Found"], "Attack"]
 
 def _attacked(
     net: "Network", method: Any, found: list["Found"], target: list[str] | None, job: dict[str, Any],
-    failed: list[tuple[str, str]], progress: Any,
+    failed: list[tuple[str, str]], progress: Any, way: "Way",
 ) -> Iterator[Named]:  # fmt: skip
     """The pictures, some at a time: those of one size together. One that cannot be read is named in `failed`."""
     import torch
@@ -132,7 +142,9 @@ def _attacked(
             goals = None if target is None else target[0] if len(target) == 1 else [target[i] for i, _ in rows]
             n = len(rows)
             tell = lambda done, of, s=start, n=n: progress(s + n * done // max(of, 1), len(found))  # noqa: E731
-            yield [found[i] for i, _ in rows], run(net, torch.cat([x for _, x in rows]), method, goals, progress=tell, **job)
+            x, numbers = torch.cat([x for _, x in rows]), [i for i, _ in rows]
+            make = partial(run, net, x, method, goals, progress=tell, watch=way.watch, **job)
+            yield [found[i] for i in numbers], way.kept(net, x, method, goals, job, numbers, make)
 
 
 def _write(results: list[Named], paths: list[Path], pictures: Path | None, show: int) -> None:

@@ -35,7 +35,7 @@ class Found:
     place: Path
 
 
-def pictures_in(words: Sequence[str], out: Path) -> list[Found]:
+def pictures_in(words: Sequence[str], out: Path | None) -> list[Found]:
     """The pictures named, and all in the folders named, in the order of their names; nothing hidden, nothing below `out`."""
     found = []
     for word in words:
@@ -44,7 +44,7 @@ def pictures_in(words: Sequence[str], out: Path) -> list[Found]:
             found.append(Found(root, Path(root.name)))
             continue
         inside = [p for p in sorted(root.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file()]
-        places = [Found(p, p.relative_to(root)) for p in inside if out.resolve() not in p.resolve().parents]
+        places = [Found(p, p.relative_to(root)) for p in inside if out is None or out.resolve() not in p.resolve().parents]
         places = [f for f in places if not any(part.startswith(".") for part in f.place.parts)]
         if not places:
             raise UsageError(f"no pictures in folder {word!r}; looked for {', '.join(sorted(SUFFIXES))}")

@@ -4,7 +4,7 @@ Everything is measured in pixels 0..1, whatever the network's input space; pixel
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
@@ -26,6 +26,7 @@ from convoscope.targets.base import check_classes, class_number
 Pixels = Float[Tensor, "rows channels height width"]
 Outputs = Float[Tensor, "rows classes"]
 Norm = Literal["linf", "l2"]
+Watch = Callable[[Tensor, Tensor], None]
 
 
 class AttackMethod(Spec, kind="attack", abstract=True):
@@ -138,6 +139,7 @@ class Trial:
     pixels: Pixels
     std: Float[Tensor, "1 channels 1 1"]
     goal: Goal
+    watch: Watch | None = None
 
     def some(self, rows: Tensor) -> "Trial":
         """The trial of some of the images, by number or by yes and no."""
@@ -185,6 +187,8 @@ class Trial:
 
     def slopes(self, delta: Pixels, scores: Sequence[Any]) -> list[tuple[Pixels, Float[Tensor, "rows"], Outputs]]:
         """The same for several scores, from one pass there and one back for each."""
+        if self.watch is not None:
+            self.watch(self.probe.rows, (self.pixels + delta).clamp(0, 1))
         x, found, shared = self.inputs(delta), [], self.probe.session.shared
         shared.x, shared.planned = x, {}
         try:
@@ -202,7 +206,8 @@ class Trial:
 # ---- the door
 def attack(
     network: Network | nn.Module, x: Any, method: AttackMethod | str = "pgd", target: Any = None, *, labels: Any = None,
-    seed: int = 0, batch_size: int | Literal["auto"] = "auto", progress: Any = None, **settings: Any,
+    seed: int = 0, batch_size: int | Literal["auto"] = "auto", progress: Any = None, watch: Watch | None = None,
+    **settings: Any,
 ) -> Attack:  # fmt: skip
     """Images that look like `x` to us and like something else to the network.
 
@@ -211,7 +216,8 @@ def attack(
     where `labels` are given. `method` is a name (`attacks()` lists them), `name:setting=value` or an AttackMethod; `settings`
     (`epsilon`, `norm`, `steps`, ...) replace its own. `epsilon` is in pixels 0..1. The network is untouched afterwards, and
     the same seed gives the same images for any batch size up to rounding. `progress` is called with (passes done, at most
-    how many). With `method="universal"`, `x` is a data set, anything `open_dataset` takes, or a tensor of inputs.
+    how many), `watch(numbers of images, pixels)` at each step. With `method="universal"`, `x` is a data set, anything
+    `open_dataset` takes, or a tensor of inputs, and nothing is watched.
     """
     network = network if isinstance(network, Network) else Network(network)
     started = time.perf_counter()
@@ -234,7 +240,7 @@ def attack(
         probe = Probe(session, torch.arange(len(images)), tuple((i,) for i in range(len(images))))
         before = logits_of(probe.activations(images, "output"))
         goal = goal_of(network, before, target, labels)
-        whole = Trial(probe, wide, pixels, std, goal)
+        whole = Trial(probe, wide, pixels, std, goal, watch)
         if progress is not None:
             total = len(images) * (chosen.evaluations() + 3)
             session.progress = lambda _: progress(min(session.evaluations, total), total)

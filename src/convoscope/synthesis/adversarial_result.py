@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from convoscope.core.errors import UsageError
+from convoscope.core.errors import LoadError, UsageError
 from convoscope.core.spec import Spec
 from convoscope.network import Network, Prediction
 
@@ -97,6 +97,25 @@ class Attack:
         from convoscope.synthesis.adversarial_figure import save
 
         return save(self, Path(path))
+
+    @classmethod
+    def load(cls, path: str | Path, network: Network) -> "Attack":
+        """What `save` wrote as `.safetensors`. Raises LoadError for another file, or an attack on other weights."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(str(path), "pt") as file:
+                made = json.loads((file.metadata() or {}).get("made", "{}"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except (OSError, SafetensorError) as error:
+            raise LoadError(f"cannot read {str(path)!r}: {error}") from None
+        if made.get("format") != FORMAT:
+            raise LoadError(f"{str(path)!r} holds no attack")
+        if made["network"]["hash"] != network.hash:
+            raise LoadError(f"{str(path)!r} is an attack on other weights than those of {network.name}")
+        tensors.pop("perturbation")
+        told = {name: made[name] for name in ("targeted", "seed", "evaluations", "seconds")}
+        return cls(Spec.from_dict(made["method"]), network, **tensors, **told, notes=made["notes"] or None)
 
     def _repr_html_(self) -> str:
         from convoscope.synthesis.adversarial_figure import fragment
