@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from convoscope.cli.generator_strip import Strip
 from convoscope.cli.run import run
 from convoscope.images.generator import Upconvolution, load_generator
 
@@ -60,3 +62,28 @@ def test_wrong_usage_is_told_in_one_line(
     error = capsys.readouterr().err
     assert says in error
     assert len(error.splitlines()) == 1
+
+
+def test_a_strip_shows_how_it_learned(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, way = pictures.parent / "g.safetensors", pictures.parent / "way.png"
+    words = ["generator", "train", str(pictures), "--kind", "gan", "--size", "8", "--code", "3", "--width", "2"]
+    assert run([*words, "--batch-size", "4", "--steps", "100", "-o", str(out), "--strip", str(way)]) == 0
+    assert Image.open(way).width > 300
+    assert not out.with_suffix(".steps").exists()
+    assert run([*words, "-o", str(out), "--strip", "way.jpg"]) == 2
+
+
+def test_a_strip_goes_on_and_stays_short(tmp_path: Path) -> None:
+    def shown(step: int) -> torch.Tensor:
+        return torch.full((2, 3, 4, 4), step / 1000)
+
+    first = Strip(tmp_path / "way.png", tmp_path / "g.steps", resumed=False)
+    for step in range(50, 1000, 50):
+        first(step, shown(step))
+    assert len(first.frames) <= 16
+    assert 50 in first.frames
+    again = Strip(tmp_path / "way.png", tmp_path / "g.steps", resumed=True)
+    again(900, shown(900))  # a run that had lost what came after step 850
+    assert max(again.frames) == 900
+    assert int(again.frames[50].amax()) == round(0.05 * 255)
+    assert Strip(tmp_path / "way.png", tmp_path / "g.steps", resumed=False).frames == {}

@@ -58,6 +58,7 @@ def train(
         "generator.safetensors"
     ),
     preview: syn.Preview = None,
+    strip: syn.StripFile = None,
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
@@ -78,7 +79,7 @@ def train(
     else:
         place = opt.find_device(device) or "cpu"
         make = _gan(data, kind, {"size": size or 64, "channels": channels, "code": code, "device": place, **common})
-    _train(make, out, half, preview, as_json)
+    _train(make, out, half, preview, strip, as_json)
 
 
 def _check(kind: str, model: str, layer: list[str] | None, out: Path) -> None:
@@ -106,9 +107,10 @@ def _gan(data: str, kind: Any, settings: Any) -> Callable[..., Any]:
     return lambda **live: train_gan(data, kind, **settings, **live)
 
 
-def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None, as_json: bool) -> None:
+def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None, strip: Path | None, as_json: bool) -> None:
     import torch
 
+    from convoscope.cli.generator_strip import Strip
     from convoscope.cli.terminal import Progress, console, note, print_json
     from convoscope.cli.work import jsonable
     from convoscope.files import size_text
@@ -116,6 +118,7 @@ def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None
 
     state = out.with_suffix(".state")
     resumed = state.is_file()
+    way = None if strip is None else Strip(strip, out.with_suffix(".steps"), resumed)
     losses: dict[str, float] = {}
     try:
         with Progress("training") as progress:
@@ -125,6 +128,8 @@ def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None
                 progress.label = "training, " + ", ".join(f"{k} {v:.3g}" for k, v in found.items())
                 if preview is not None:
                     _write(_grid(pixels), preview)
+                if way is not None:
+                    way(step, pixels)
 
             made = make(progress=progress, watch=watch, store=state)
     except KeyboardInterrupt:
@@ -133,6 +138,7 @@ def _train(make: Callable[..., Any], out: Path, half: bool, preview: Path | None
         raise
     made = load_generator(made.save(out, torch.float16 if half else None))
     state.unlink(missing_ok=True)
+    out.with_suffix(".steps").unlink(missing_ok=True)
     if as_json:
         told = {"code": list(made.code), "prior": made.prior, "made": made.made, "losses": losses, "resumed": resumed}
         print_json(jsonable({"schema": "convoscope.generator/1", **told, "hash": made.hash, "file": str(out)}))
