@@ -44,6 +44,7 @@ class Ray:
         self.work, self.workers, self.ours = work, workers, False
         self.actors: list[Any] = []
         self.busy: dict[Any, Any] = {}  # what is computed -> the actor that does
+        self.put: Any = None
         there = copy.copy(work)
         if work.network.device.type != "cpu":  # which another machine may not have
             there.network = copy.copy(work.network)
@@ -60,8 +61,8 @@ class Ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         kind = ray.remote(num_cpus=1, num_gpus=1 if gpus else 0, max_restarts=RESTARTS, max_task_retries=RESTARTS)(Actor)
         most = gpus or int(ray.cluster_resources().get("CPU", 1))  # more would wait for a place for ever
-        blob = ray.put(self.blob)
-        self.actors = [kind.remote(blob, gpus > 0) for _ in range(max(1, min(self.workers, most)))]
+        self.put = ray.put(self.blob)  # held until the end: an actor that is started again is given it again
+        self.actors = [kind.remote(self.put, gpus > 0) for _ in range(max(1, min(self.workers, most)))]
 
     def compute(self, tasks: Iterable[Task], hints: Hints, tell: Callable[[int], None]) -> Iterator[Found]:
         yield from scheduled(tasks, hints, tell, AHEAD * self.workers, self.work, self._submit, self._completed)
@@ -94,7 +95,7 @@ class Ray:
         """End the actors, and the cluster if it was started here."""
         for actor in self.actors:
             self.ray.kill(actor)
-        self.actors = []
+        self.actors, self.put = [], None
         if self.ours:
             self.ray.shutdown()
 
