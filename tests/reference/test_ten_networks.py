@@ -14,7 +14,7 @@ from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.method import method_of
 from convoscope.rules import DECONVNET, EPSILON, EPSILON_PLUS, GUIDED, Composite
-from convoscope.testing.laws import _with
+from convoscope.testing.laws_trial import with_settings
 
 METHODS = {
     "gradient": cs.Gradient(),
@@ -84,7 +84,7 @@ def test_other_methods_run_or_refuse(method: str) -> None:
     name = TEN[crc32(method.encode()) % len(TEN)]
     module, x = torchvision_network(name), images(name)[:1]
     with untouched(module), suppress(cs.UnsupportedError):
-        found = cs.explain(network_of(module), x, _with(method_of(method), FEW), 3)
+        found = cs.explain(network_of(module), x, with_settings(method_of(method), FEW), 3)
         assert bool(found.values.isfinite().all())
 
 

@@ -1,90 +1,37 @@
-"""The laws that every attribution method keeps on every network: one function per law, and `check_method` for all of them."""
+"""The laws that every attribution method keeps on every network, and `check_method` for all of them.
+
+Those about faults of inputs, of networks, of threads and after exceptions are in files of their own.
+"""
 
 import dataclasses
 import json
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from convoscope.core.errors import UnsupportedError
 from convoscope.core.spec import Spec, fields_of
-from convoscope.method import Method, explain, method_of
-from convoscope.results import Attribution
-from convoscope.targets import Logit, Target
+from convoscope.method import Method, explain
+from convoscope.targets import Logit
 from convoscope.testing.exceptions import EXCEPTIONS
-from convoscope.testing.untouched import unchanged
+from convoscope.testing.laws_interrupted import leaves_the_network_untouched_when_interrupted
+from convoscope.testing.laws_threads import works_in_eight_threads, works_in_two_threads
+from convoscope.testing.laws_trial import FINE, SEED, Trial, same, small
+from convoscope.testing.untouched import Watch
 from convoscope.testing.zoo import Hostile, unavailable, zoo
-
-SMALL = {"steps": 4, "samples": 3, "window": 4, "stride": 3, "masks": 6, "cells": 3, "segments": 12,
-         "permutations": 3, "channels": 4}
-FINE = {"steps": 256, "samples": 256}
-CLOSE = 1e-9  # float64, relative to the largest value: another order of summation is allowed, another result is not
-SEED = 3
-
-
-class Trial:
-    """A method on a network, and what it gives there in the plainest use."""
-
-    def __init__(self, method: Method, hostile: Hostile) -> None:
-        self.method, self.hostile = method, hostile
-        self.network, self.x = hostile.network(), hostile.images()
-
-    def explain(
-        self, x: Tensor | None = None, method: Method | None = None, target: Target | None = None, **settings: Any
-    ) -> Attribution:
-        settings = {"seed": SEED, **settings}
-        return explain(self.network, self.x if x is None else x, method or self.method, target or Logit(1), **settings)
-
-    def values(self, **settings: Any) -> Tensor:
-        return self.explain(**settings).values
-
-    @cached_property
-    def reference(self) -> Tensor:
-        return self.values().clone()
-
-    def unchanged(self, when: str) -> AbstractContextManager[None]:
-        """Raises AssertionError if the network, the input or the process is not as before."""
-        return unchanged(self.network.module, self.x, when)
-
-    def with_settings(self, wanted: Mapping[str, Any], below: bool = False) -> Method:
-        """The method with those of its settings that are `wanted` (where `below`, only if they are larger now)."""
-        return _with(self.method, wanted, below)
-
-
-def _with(method: Any, wanted: Mapping[str, Any], below: bool = False) -> Any:
-    changes: dict[str, Any] = {}
-    for info in fields_of(type(method)):
-        value, new = getattr(method, info.name), wanted.get(info.name)
-        if isinstance(value, Spec):
-            changes[info.name] = _with(value, wanted, below)
-        elif new is None or isinstance(value, tuple) or (below and isinstance(value, int | float) and value < new):
-            continue  # channels of CRP are numbers of channels, not how many
-        else:
-            changes[info.name] = new
-    return dataclasses.replace(method, **changes) if changes else method
-
-
-def _same(found: Tensor, expected: Tensor, what: str) -> None:
-    assert found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}"
-    error, scale = (found - expected).abs().max().item(), expected.abs().max().item()
-    assert error <= CLOSE * max(scale, 1e-12), f"{what}: differs by {error:.2g}, the largest value is {scale:.2g}"
 
 
 # ---------------------------------------------------------------- the laws
 def keeps_shape_dtype_device(trial: Trial) -> None:
-    for dtype in (torch.float64, torch.float32):
-        network, x = trial.hostile.network(dtype), trial.hostile.images(dtype=dtype)
-        values = explain(network, x, trial.method, Logit(1), seed=SEED).values
+    single = trial.hostile.network(torch.float32), trial.hostile.images(dtype=torch.float32)
+    for values, x in ((trial.reference, trial.x), (explain(*single, trial.method, Logit(1), seed=SEED).values, single[1])):
         assert values.dim() == 4, f"values of shape {tuple(values.shape)}; expected (images, channels, rows, columns)"
         assert len(values) == len(x), f"{len(values)} maps for {len(x)} images"
         assert values.shape[1] in (1, x.shape[1]), f"{values.shape[1]} channels; the input has {x.shape[1]}"
-        assert values.dtype == dtype, f"{values.dtype} for inputs of {dtype}"
+        assert values.dtype == x.dtype, f"{values.dtype} for inputs of {x.dtype}"
         assert values.device == x.device, f"on {values.device} for inputs on {x.device}"
         assert not values.requires_grad, "values still hang on the graph"
         assert values.isfinite().all(), "values are not finite"
@@ -98,7 +45,7 @@ def repeats_with_a_seed(trial: Trial) -> None:
 
 def takes_any_batch_size(trial: Trial) -> None:
     for size in (1, 2):
-        _same(trial.values(batch_size=size), trial.reference, f"batch_size={size}")
+        same(trial.values(batch_size=size), trial.reference, f"batch_size={size}")
 
 
 def leaves_the_network_untouched(trial: Trial) -> None:
@@ -135,7 +82,7 @@ def is_exact_on_linear_networks(trial: Trial) -> None:
         return
     x = trial.x.clone().requires_grad_()
     (weights,) = torch.autograd.grad(_logit(trial, x).sum(), x)
-    _same(trial.values(method=trial.with_settings({"baseline": 0.0})), weights * trial.x, "w * x on a linear network")
+    same(trial.values(method=trial.with_settings({"baseline": 0.0})), weights * trial.x, "w * x on a linear network")
 
 
 def tells_targets_apart(trial: Trial) -> None:
@@ -160,7 +107,7 @@ def works_in_every_mode(trial: Trial) -> None:
         with mode, trial.unchanged(name):
             made = trial.x.clone()
             assert made.is_inference() == (name == "inference_mode")
-            _same(trial.values(x=made), trial.reference, name)
+            same(trial.values(x=made), trial.reference, name)
 
 
 def works_with_any_flags(trial: Trial) -> None:
@@ -175,38 +122,12 @@ def works_with_any_flags(trial: Trial) -> None:
             for p in parameters:
                 p.requires_grad_(grad)
             with trial.unchanged(name):
-                _same(trial.values(), trial.reference, name)
+                same(trial.values(), trial.reference, name)
     finally:
         for m, flag in zip(modules, before[0], strict=True):
             m.training = flag
         for p, flag in zip(parameters, before[1], strict=True):
             p.requires_grad_(flag)
-
-
-def works_in_two_threads(trial: Trial) -> None:
-    targets = [Logit(0), Logit(1)]
-    expected = [trial.values(target=t) for t in targets]
-    barrier, found, errors = threading.Barrier(2), [[], []], []  # type: ignore[var-annotated]
-
-    def work(i: int) -> None:
-        try:
-            barrier.wait(60)
-            for _ in range(2):
-                found[i].append(trial.values(target=targets[i]))
-        except Exception as error:
-            errors.append(error)
-
-    with trial.unchanged("after two threads at once"):
-        threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
-        for t in threads:
-            t.start()
-        for t in threads:
-            t.join()
-    if errors:
-        raise AssertionError(f"in a thread: {errors[0]!r}") from errors[0]
-    for i in (0, 1):
-        for values in found[i]:
-            _same(values, expected[i], f"thread {i}")
 
 
 def counts_its_evaluations(trial: Trial) -> None:
@@ -241,98 +162,17 @@ def is_documented(trial: Trial) -> None:
         assert info.help, f"setting {info.name!r} has no help; write Annotated[type, 'help']"
 
 
-# ---------------------------------------------------------------- an exception at every operator
-MOMENTS = 24
-
-
-class Interrupted(BaseException):
-    """Not an Exception, as Ctrl-C is not."""
-
-
-class Failed(Exception):
-    """An operator that went wrong."""
-
-
-class _RaiseAt(TorchFunctionMode):
-    """Raises at operator `k` of those called inside the module (or anywhere, where `everywhere`)."""
-
-    def __init__(self, k: int, everywhere: bool, inside: list[int]) -> None:
-        super().__init__()
-        self.k, self.everywhere, self.inside, self.seen = k, everywhere, inside, 0
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(func, "__name__", "") not in ("__get__", "__set__") and (self.everywhere or self.inside):
-            self.seen += 1
-            if self.seen == self.k:
-                raise (Failed if self.k % 2 else Interrupted)(f"operator {self.k}")
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def _entered(module: nn.Module) -> Iterator[list[int]]:
-    """A list that holds something while the module runs."""
-    inside: list[int] = []
-    forward = module.forward
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        inside.append(1)
-        try:
-            return forward(*args, **kwargs)
-        finally:
-            inside.pop()
-
-    module.forward = watched
-    try:
-        yield inside
-    finally:
-        del module.forward
-
-
-def leaves_the_network_untouched_when_interrupted(trial: Trial) -> None:
-    """An exception at every operator of every forward pass; on the network `skip`, at every operator at all.
-
-    Of very many operators, at as many as MOMENTS, evenly spread from the first to the last.
-    """
-    expected = trial.reference
-    everywhere = trial.hostile.name == "skip"
-    with _entered(trial.network.plain) as inside:
-        with (counting := _RaiseAt(0, everywhere, inside)):
-            trial.values()
-        assert counting.seen > 0, "no operator was called in the forward pass"
-        for k in _spread(counting.seen):
-            with trial.unchanged(f"after operator {k} of {counting.seen} raised"):
-                try:
-                    with _RaiseAt(k, everywhere, inside) as mode:
-                        trial.values()
-                except (Failed, Interrupted):
-                    continue
-                assert mode.seen < k, f"what operator {k} of {counting.seen} raised was swallowed"
-    assert torch.equal(trial.values(), expected), "other values after exceptions"
-
-
-def _spread(count: int) -> list[int]:
-    """1 .. count, or MOMENTS of them."""
-    if count <= MOMENTS:
-        return list(range(1, count + 1))
-    return sorted({1 + round(i * (count - 1) / (MOMENTS - 1)) for i in range(MOMENTS)})
-
-
 LAWS: dict[str, Callable[[Trial], None]] = {
     f.__name__.replace("_", " "): f
     for f in (
         keeps_shape_dtype_device, repeats_with_a_seed, takes_any_batch_size, leaves_the_network_untouched,
         leaves_the_network_untouched_when_interrupted, is_complete, is_exact_on_linear_networks, tells_targets_apart,
-        survives_json, works_in_every_mode, works_with_any_flags, works_in_two_threads, counts_its_evaluations, is_documented,
+        survives_json, works_in_every_mode, works_with_any_flags, works_in_two_threads, works_in_eight_threads,
+        counts_its_evaluations, is_documented,
     )
 }  # fmt: skip
 REFUSED = "refuses the network"
 Exceptions = Mapping[tuple[str, str, str], str]
-
-
-def small(method: Method | type[Method] | str) -> Method:
-    """The method with settings that make it cheap: few steps, samples and windows."""
-    method = method() if isinstance(method, type) else method_of(method)
-    return _with(method, SMALL, below=True)
 
 
 def check_method(method: Method | type[Method] | str, networks: Iterable[str] | None = None) -> None:
@@ -355,6 +195,8 @@ def check_on(method: Method, hostile: Hostile, exceptions: Exceptions = EXCEPTIO
         return refusal
     assert REFUSED not in listed, f"{where}: listed as refused ({listed[REFUSED]}), and runs; strike it from the exceptions"
     for law, check in LAWS.items():
+        if hostile.name not in getattr(check, "networks", (hostile.name,)):
+            continue
         try:
             check(trial)
         except Exception as error:
@@ -367,11 +209,11 @@ def check_on(method: Method, hostile: Hostile, exceptions: Exceptions = EXCEPTIO
 
 
 def _refusal(trial: Trial, where: str) -> str:
-    refusal = ""
+    refusal, watch = "", Watch(trial.network.module, trial.x)
     try:
-        with trial.unchanged("after refusing"):
-            trial.reference  # noqa: B018
+        trial.reference  # noqa: B018
     except UnsupportedError as error:
+        watch.check(f"{where}, after refusing")
         refusal = str(error)
         if len(refusal) < 20 or "\n" in refusal:
             raise AssertionError(f"{where} {REFUSED} without saying in one line what it lacks: {refusal}") from error

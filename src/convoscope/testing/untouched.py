@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+TENSORS = ("values of parameters and buffers", ".grad")
+
 
 def _hooks(module: nn.Module) -> dict[str, list[Any]]:
-    return {k: list(v.items()) for k, v in vars(module).items() if k.endswith("_hooks") and isinstance(v, Mapping)}
+    return {k: list(v.items()) for k, v in vars(module).items() if k.endswith("_hooks") and v and isinstance(v, Mapping)}
 
 
 def state(module: nn.Module) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def state(module: nn.Module) -> dict[str, Any]:
         "values of parameters and buffers": {n: t.detach().clone() for n, t in tensors.items()},
         "requires_grad": {n: t.requires_grad for n, t in tensors.items()},
         ".grad": {n: None if t.grad is None else t.grad.clone() for n, t in tensors.items()},
-        "hooks of parameters": {n: (t._backward_hooks, t._post_accumulate_grad_hooks) for n, t in tensors.items()},  # type: ignore[attr-defined]
+        "hooks of parameters": {n: _own_hooks(t) for n, t in tensors.items()},
         "random state of torch": torch.get_rng_state(),
         "random state of numpy": (np.asarray(numpy_state[1]).tobytes(), numpy_state[2]),
         "random state of python": hash(random.getstate()),
@@ -39,26 +41,42 @@ def state(module: nn.Module) -> dict[str, Any]:
     }
 
 
+def _own_hooks(tensor: Tensor) -> tuple[list[Any], ...]:
+    kinds = (tensor._backward_hooks, tensor._post_accumulate_grad_hooks)  # type: ignore[attr-defined]
+    return tuple([] if hooks is None else list(hooks.items()) for hooks in kinds)
+
+
 def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, Mapping):
-        return a.keys() == b.keys() and all(_equal(a[k], b[k]) for k in a)
-    if isinstance(a, tuple | list):
-        return len(a) == len(b) and all(map(_equal, a, b))
     return a == b
+
+
+class Watch:
+    """What a module, an input and the process were like, to be compared with what they are like later."""
+
+    def __init__(self, module: nn.Module, x: Tensor) -> None:
+        self.module, self.x, self.version = module, x, None if x.is_inference() else x._version
+        self.before, self.pixels, self.leaf = state(module), x.detach().clone(), x.requires_grad
+
+    def check(self, when: str) -> None:
+        """Raises AssertionError naming what has changed: of the module, of the input, or of the process."""
+        after = state(self.module)
+        for what, value in self.before.items():
+            if what in TENSORS:
+                same = value.keys() == after[what].keys() and all(_equal(v, after[what][k]) for k, v in value.items())
+            else:
+                same = _equal(value, after[what])
+            assert same, f"{when}: {what} changed"
+        assert torch.equal(self.pixels, self.x), f"{when}: the input changed"
+        assert self.version in (None, self.x._version), f"{when}: the input was written to"
+        assert self.x.requires_grad == self.leaf, f"{when}: whether the input requires a gradient changed"
+        assert not self.x.is_leaf or self.x.grad is None, f"{when}: the input got a gradient"
 
 
 @contextmanager
 def unchanged(module: nn.Module, x: Tensor, when: str) -> Iterator[None]:
     """Raises AssertionError naming what has changed inside: of the module, of the input, or of the process."""
-    before, pixels, version = state(module), x.clone(), None if x.is_inference() else x._version
-    try:
-        yield
-    finally:
-        after = state(module)
-    for what, value in before.items():
-        assert _equal(value, after[what]), f"{when}: {what} changed"
-    assert torch.equal(pixels, x), f"{when}: the input changed"
-    assert version is None or version == x._version, f"{when}: the input was written to"
-    assert not x.requires_grad, f"{when}: the input now requires a gradient"
+    watch = Watch(module, x)
+    yield
+    watch.check(when)
