@@ -95,7 +95,7 @@ def open_path(path: Path, settings: dict[str, Any]) -> tuple[Any, ...]:
 
 def _layout(path: Path) -> Callable[..., Dataset]:
     """What the files in it say that a folder is; anything else is a folder of pictures."""
-    from convoscope.data import broden, coco
+    from convoscope.data import broden, coco, funny_birds
     from convoscope.data.scenes import labeled
 
     if path.is_file():
@@ -108,6 +108,8 @@ def _layout(path: Path) -> Callable[..., Dataset]:
         return broden.open_broden
     if {"factors.jsonl", "maps", "pictures"} <= there:
         return labeled.open_written
+    if {"classes.json", "parts.json"} <= there:
+        return funny_birds.open_funny_birds
     if "index.json" in there and "mask_classes" in coco.read_json(path / "index.json"):
         return coco.open_listed
     named = {*there, *(os.listdir(path / "annotations") if (path / "annotations").is_dir() else ())}

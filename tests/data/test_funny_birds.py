@@ -1,0 +1,166 @@
+"""The reader of FunnyBirds, on a folder written here in exactly its layout."""
+
+import itertools
+import json
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import convoscope as cs
+from convoscope.core.errors import ImageError, UsageError
+from convoscope.data.funny_birds import FunnyBirds
+from convoscope.data.parts import Rivals
+
+PARTS = {
+    "beak": [{"model": "beak01.glb", "color": "yellow"}, {"model": "beak02.glb", "color": "yellow"}],
+    "eye": [{"model": "eye01.glb"}, {"model": "eye02.glb"}],
+    "foot": [{"model": "foot01.glb"}, {"model": "foot02.glb"}],
+    "tail": [{"model": "tail01.glb", "color": "red"}, {"model": "tail01.glb", "color": "green"}],
+    "wing": [{"model": "wing01.glb", "color": "red"}, {"model": "wing02.glb", "color": "red"}],
+}
+# Class 1 shares beak and eye with class 0, class 2 foot and tail, class 3 everything but the wing.
+CLASSES = [(0, 0, 0, 0, 0), (0, 0, 1, 1, 1), (1, 1, 0, 0, 1), (0, 0, 0, 0, 1)]
+COLORS = {"beak": (255, 255, 0), "eye": (255, 255, 253), "foot": (255, 0, 1), "tail": (0, 0, 255), "wing": (0, 255, 1)}
+SPOTS = {"beak": (2, 2), "eye": (2, 10), "foot": (10, 2), "tail": (10, 10), "wing": (18, 2)}
+AROUND = ((18, 10), (18, 18))
+
+
+def drawn(parts: tuple[str, ...], around: tuple[int, ...], masks: bool) -> Image.Image:
+    pixels = np.zeros((24, 24, 4), np.uint8)
+    pixels[..., 3] = 255
+    for name in parts:
+        y, x = SPOTS[name]
+        pixels[y : y + 4, x : x + 4, :3] = COLORS[name] if masks else (200, 100, 50)
+    for k in around:
+        y, x = AROUND[k]
+        pixels[y : y + 4, x : x + 4, :3] = (204, 204, 204 + k) if masks else (90, 90, 90)
+    return Image.fromarray(pixels)
+
+
+def saved(picture: Image.Image, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+def written(root: Path) -> Path:
+    """Four birds, one of each class, each with two objects in the background."""
+    root.mkdir()
+    names, rows = tuple(PARTS), []
+    (root / "parts.json").write_text(json.dumps(PARTS))
+    classes = [{"class_idx": k, "parts": dict(zip(names, c, strict=True))} for k, c in enumerate(CLASSES)]
+    (root / "classes.json").write_text(json.dumps(classes))
+    for i, numbers in enumerate(CLASSES):
+        params = {"class_idx": i, "camera_distance": 300}
+        for name, number in zip(names, numbers, strict=True):
+            params |= {f"{name}_{k}": v for k, v in PARTS[name][number].items()}
+        rows.append({**params, "bg_objects": "3,0,", "bg_radius": "120,150,"})
+        saved(drawn(names, (0, 1), False), root / f"test/{i}/{i:06d}.png")
+        saved(drawn(names, (0, 1), True), root / f"test_part_map/{i}/{i:06d}.png")
+        folder = root / f"test_interventions/{i}/{i:06d}"
+        for kept in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(6)):
+            saved(drawn(kept, (0, 1), False), folder / f"body_{'_'.join(sorted(kept))}.png")
+        for k in (0, 1):
+            saved(drawn(names, (1 - k,), False), folder / f"background_interventions/{k}.png")
+    (root / "dataset_test.json").write_text(json.dumps(rows))
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return written(tmp_path / "FunnyBirds")
+
+
+def test_the_folder_is_a_data_set_with_masks(root: Path) -> None:
+    birds = cs.open_dataset(root)
+    assert isinstance(birds, FunnyBirds) and len(birds) == 4 and birds.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert birds.class_of(2) == 2 and birds.picture(2).endswith("test/2/000002.png")
+    names = [c.name for c in birds.concepts]
+    segments = birds.segments(1)
+    assert segments.shape == (1, 24, 24) and segments.dtype == torch.int32
+    for name, (y, x) in (*SPOTS.items(), ("background 0", AROUND[0]), ("background 1", AROUND[1])):
+        where = torch.zeros(24, 24, dtype=torch.bool)
+        where[y : y + 4, x : x + 4] = True
+        assert torch.equal((segments == names.index(name) + 1)[0], where), name
+    assert len({birds.key(i) for i in range(4)}) == 4
+
+
+def test_interventions(root: Path) -> None:
+    birds = FunnyBirds(root)
+    assert birds.parts(0) == tuple(PARTS) and birds.surroundings(0) == ("background 0", "background 1")
+    assert birds.without(0, []) == birds.picture(0)
+    assert birds.without(3, ["eye", "beak"]).endswith("test_interventions/3/000003/body_foot_tail_wing.png")
+    assert birds.without(3, list(PARTS)).endswith("body_.png")
+    assert birds.without(3, ["background 1"]).endswith("background_interventions/1.png")
+    y, x = SPOTS["foot"]
+    assert np.asarray(Image.open(birds.without(1, ["foot"])))[y, x, 0] == 0
+    with pytest.raises(UsageError, match="no 'tale'.*did you mean 'tail'"):
+        birds.without(0, ["tale"])
+    with pytest.raises(UsageError, match="one at a time"):
+        birds.without(0, ["background 0", "eye"])
+
+
+def test_the_smallest_sets_of_parts_that_tell_a_class(root: Path) -> None:
+    birds = FunnyBirds(root)
+    assert set(birds.sufficient(0)) == {frozenset({"wing"})}  # no other class has its wing
+    assert set(birds.sufficient(3)) == {frozenset({a, b, "wing"}) for a in ("beak", "eye") for b in ("foot", "tail")}
+
+
+def test_rivals_share_two_parts_each_and_not_the_same(root: Path) -> None:
+    birds = FunnyBirds(root)
+    assert birds.rivals(0) == Rivals((1, 2), (frozenset({"beak", "eye"}), frozenset({"foot", "tail"})))
+    assert birds.rivals(3) is None
+
+
+def test_subsets_and_other_processes(root: Path) -> None:
+    birds = FunnyBirds(root).subset([3, 1])
+    assert len(birds) == 2 and birds.class_of(0) == 3 and birds.without(1, ["eye"]).split("test_interventions")[1][1] == "1"
+    again = pickle.loads(pickle.dumps(birds))
+    assert again.key(0) == birds.key(0) and torch.equal(again.segments(1), birds.segments(1))
+
+
+def test_training_birds_lack_parts(root: Path) -> None:
+    rows = json.loads((root / "dataset_test.json").read_text())
+    rows[1]["beak_model"] = "placeholder"
+    (root / "dataset_train.json").write_text(json.dumps(rows))
+    (root / "test").rename(root / "train")
+    birds = cs.open_dataset(root, split="train")
+    assert birds.parts(1) == ("eye", "foot", "tail", "wing") and birds.parts(0) == tuple(PARTS)
+    with pytest.raises(UsageError, match="train_interventions' is not there"):
+        birds.without(1, ["eye"])
+    with pytest.raises(UsageError, match="train_part_map"):
+        birds.segments(0)
+
+
+@pytest.mark.parametrize("file", ["classes.json", "parts.json", "dataset_test.json"])
+def test_what_is_missing_or_broken_is_named(root: Path, file: str) -> None:
+    (root / file).write_text("{")
+    with pytest.raises(UsageError, match=f"{file}' cannot be read as JSON"):
+        FunnyBirds(root)
+    (root / file).write_text("3")
+    with pytest.raises(UsageError, match=f"{file}' holds no"):
+        FunnyBirds(root)
+    (root / file).unlink()
+    with pytest.raises(UsageError, match=f"no {file} in"):
+        FunnyBirds(root)
+
+
+def test_what_does_not_fit_together_is_named(root: Path) -> None:
+    rows = json.loads((root / "dataset_test.json").read_text())
+    (root / "dataset_test.json").write_text(json.dumps([*rows, {**rows[0], "class_idx": 9}]))
+    with pytest.raises(UsageError, match="row 4 of dataset_test.json is of class 9"):
+        FunnyBirds(root)
+    (root / "parts.json").write_text(json.dumps({"beak": []}))
+    with pytest.raises(UsageError, match="class 0 in classes.json has the parts"):
+        FunnyBirds(root)
+    with pytest.raises(UsageError, match="splits test and train"):
+        FunnyBirds(root, "validation")
+
+
+def test_masks_of_another_kind_are_refused(root: Path) -> None:
+    Image.new("L", (24, 24)).save(root / "test_part_map/0/000000.png")
+    with pytest.raises(ImageError, match="mode L"):
+        FunnyBirds(root).segments(0)
