@@ -76,11 +76,15 @@ def root(tmp_path: Path) -> Path:
 
 def test_the_folder_is_a_data_set_with_masks(root: Path) -> None:
     birds = cs.open_dataset(root)
-    assert isinstance(birds, FunnyBirds) and len(birds) == 4 and birds.classes == ("class 0", "class 1", "class 2", "class 3")
-    assert birds.class_of(2) == 2 and birds.picture(2).endswith("test/2/000002.png")
+    assert isinstance(birds, FunnyBirds)
+    assert len(birds) == 4
+    assert birds.classes == ("class 0", "class 1", "class 2", "class 3")
+    assert birds.class_of(2) == 2
+    assert birds.picture(2).endswith("test/2/000002.png")
     names = [c.name for c in birds.concepts]
     segments = birds.segments(1)
-    assert segments.shape == (1, 24, 24) and segments.dtype == torch.int32
+    assert segments.shape == (1, 24, 24)
+    assert segments.dtype == torch.int32
     for name, (y, x) in (*SPOTS.items(), ("background 0", AROUND[0]), ("background 1", AROUND[1])):
         where = torch.zeros(24, 24, dtype=torch.bool)
         where[y : y + 4, x : x + 4] = True
@@ -90,14 +94,15 @@ def test_the_folder_is_a_data_set_with_masks(root: Path) -> None:
 
 def test_interventions(root: Path) -> None:
     birds = FunnyBirds(root)
-    assert birds.parts(0) == tuple(PARTS) and birds.surroundings(0) == ("background 0", "background 1")
+    assert birds.parts(0) == tuple(PARTS)
+    assert birds.surroundings(0) == ("background 0", "background 1")
     assert birds.without(0, []) == birds.picture(0)
     assert birds.without(3, ["eye", "beak"]).endswith("test_interventions/3/000003/body_foot_tail_wing.png")
     assert birds.without(3, list(PARTS)).endswith("body_.png")
     assert birds.without(3, ["background 1"]).endswith("background_interventions/1.png")
     y, x = SPOTS["foot"]
     assert np.asarray(Image.open(birds.without(1, ["foot"])))[y, x, 0] == 0
-    with pytest.raises(UsageError, match="no 'tale'.*did you mean 'tail'"):
+    with pytest.raises(UsageError, match=r"no 'tale'.*did you mean 'tail'"):
         birds.without(0, ["tale"])
     with pytest.raises(UsageError, match="one at a time"):
         birds.without(0, ["background 0", "eye"])
@@ -117,9 +122,12 @@ def test_rivals_share_two_parts_each_and_not_the_same(root: Path) -> None:
 
 def test_subsets_and_other_processes(root: Path) -> None:
     birds = FunnyBirds(root).subset([3, 1])
-    assert len(birds) == 2 and birds.class_of(0) == 3 and birds.without(1, ["eye"]).split("test_interventions")[1][1] == "1"
+    assert len(birds) == 2
+    assert birds.class_of(0) == 3
+    assert birds.without(1, ["eye"]).split("test_interventions")[1][1] == "1"
     again = pickle.loads(pickle.dumps(birds))
-    assert again.key(0) == birds.key(0) and torch.equal(again.segments(1), birds.segments(1))
+    assert again.key(0) == birds.key(0)
+    assert torch.equal(again.segments(1), birds.segments(1))
 
 
 def test_training_birds_lack_parts(root: Path) -> None:
@@ -128,7 +136,8 @@ def test_training_birds_lack_parts(root: Path) -> None:
     (root / "dataset_train.json").write_text(json.dumps(rows))
     (root / "test").rename(root / "train")
     birds = cs.open_dataset(root, split="train")
-    assert birds.parts(1) == ("eye", "foot", "tail", "wing") and birds.parts(0) == tuple(PARTS)
+    assert birds.parts(1) == ("eye", "foot", "tail", "wing")
+    assert birds.parts(0) == tuple(PARTS)
     with pytest.raises(UsageError, match="train_interventions' is not there"):
         birds.without(1, ["eye"])
     with pytest.raises(UsageError, match="train_part_map"):
@@ -151,10 +160,10 @@ def test_what_is_missing_or_broken_is_named(root: Path, file: str) -> None:
 def test_what_does_not_fit_together_is_named(root: Path) -> None:
     rows = json.loads((root / "dataset_test.json").read_text())
     (root / "dataset_test.json").write_text(json.dumps([*rows, {**rows[0], "class_idx": 9}]))
-    with pytest.raises(UsageError, match="row 4 of dataset_test.json is of class 9"):
+    with pytest.raises(UsageError, match=r"row 4 of dataset_test\.json is of class 9"):
         FunnyBirds(root)
     (root / "parts.json").write_text(json.dumps({"beak": []}))
-    with pytest.raises(UsageError, match="class 0 in classes.json has the parts"):
+    with pytest.raises(UsageError, match=r"class 0 in classes\.json has the parts"):
         FunnyBirds(root)
     with pytest.raises(UsageError, match="splits test and train"):
         FunnyBirds(root, "validation")

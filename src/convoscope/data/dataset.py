@@ -136,7 +136,7 @@ def open_dataset(source: Any, **settings: Any) -> Dataset:
     """The data set in `source`:
 
     - a folder: one sub folder per class, pictures without classes, COCO panoptic (`panoptic_*.json`), pictures and masks
-      listed in `index.json`, the Broden layout (`index.csv` and `label.csv`), FunnyBirds, or one that `convoscope scenes` wrote;
+      listed in `index.json`, the Broden layout (`index.csv` and `label.csv`), FunnyBirds, or a folder of `convoscope scenes`;
     - `"scenes:500"`: that many pictures of the scenes, drawn when asked for (settings: `seed`, `size`, the planted faults);
     - a list of paths or pictures, or a tensor `(N, C, H, W)` of pixels;
     - a PyTorch data set of pictures, of `(picture, class)`, of `(picture, dense labels)`, or of mappings with "image", "label"
