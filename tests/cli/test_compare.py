@@ -35,7 +35,7 @@ def test_methods_side_by_side(cli: Cli, scene: Path, tmp_path: Path) -> None:
         assert cs.methods()[name].title in text
     for word in ("lost relevance", "completeness gap", "Class activation maps", "Why fish?", "passes"):
         assert word in text
-    assert "http" not in text.replace("https://arxiv", "")
+    assert "http" not in text.replace("https://arxiv", "").replace("http-equiv", "")
     drawn = sorted(p.name for p in tmp_path.glob("c-*.png"))
     assert len(drawn) == 2
     assert drawn[1] == "c-2-fish.png"

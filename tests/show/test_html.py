@@ -1,6 +1,7 @@
 """Pages stand alone, tell the truth without scripts, and cannot be broken by names."""
 
 import base64
+import hashlib
 import io
 import re
 import shutil
@@ -182,3 +183,12 @@ def test_scripts_run_without_complaint(tmp_path):
     assert len(controls) == 2
     assert all("hidden" not in a for a in controls)
     assert len([a for a in tags.all("img") if a.get("class") == "under"]) == 6
+
+
+def test_a_page_runs_its_own_script_and_no_other() -> None:
+    text = page(report())
+    (policy,) = [a["content"] for a in Tags(text).all("meta") if a.get("http-equiv") == "Content-Security-Policy"]
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert "default-src 'none'" in policy

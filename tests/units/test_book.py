@@ -266,14 +266,14 @@ def test_pages_of_a_book_that_has_little(book: Book, tmp_path: Path) -> None:
     unit = book.unit("layer1:1")
     page = unit.save(tmp_path / "unit.html").read_text()
     assert "layer1:1" in page
-    assert "http" not in page
+    assert "http" not in page.replace("http-equiv", "")
     with Image.open(unit.save(tmp_path / "unit.png")) as drawn:
         assert drawn.width > 300
     with pytest.raises(cs.UsageError, match=r"saved as .html or .png; got 'unit.txt'"):
         unit.save(tmp_path / "unit.txt")
     report = book.report()
     assert all(f"layer1:{k}" in report for k in range(3) if not book.unit(f"layer1:{k}").values["dead"])
-    assert "http" not in report
+    assert "http" not in report.replace("http-equiv", "")
 
 
 # ---- histograms

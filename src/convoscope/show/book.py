@@ -143,7 +143,7 @@ def unit_page(page: UnitPage) -> str:
     rows = [{"title": r.title, "note": r.note, "crops": [_crop(c) for c in r.crops]} for r in page.rows]
     chart = None if page.histogram is None else histogram(page.histogram)
     style, theme = html.style("page.css", "book.css"), html.style("book.js")
-    return html.render("book_unit.html", page=page, rows=rows, chart=chart, style=style, theme=theme)
+    return html.render("book_unit.html", page=page, rows=rows, chart=chart, style=style, script=theme)
 
 
 def book_page(page: BookPage) -> str:
@@ -164,7 +164,7 @@ def book_page(page: BookPage) -> str:
     groups = [(c, [x for x in page.concepts if x.category == c]) for c in ordered({x.category for x in page.concepts})]
     return html.render(
         "book.html", page=page, layers=layers, categories=order, hues=hues, groups=groups, heads=_heads(page.layers),
-        style=html.style("page.css", "book.css"), theme=html.style("book.js"),
+        style=html.style("page.css", "book.css"), script=html.style("book.js"),
     )  # fmt: skip
 
 
