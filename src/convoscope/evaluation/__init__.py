@@ -4,6 +4,7 @@ from convoscope.evaluation.axioms import Completeness, InputInvariance, NonSensi
 from convoscope.evaluation.base import Case, Metric, metrics
 from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
 from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
+from convoscope.evaluation.information import AIC, SIC, median_curve
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.randomization import ParameterRandomization, RandomLogit, data_randomization
 from convoscope.evaluation.removal import (
@@ -27,8 +28,10 @@ from convoscope.evaluation.robustness import (
 from convoscope.evaluation.subsets import FaithfulnessCorrelation, Infidelity, SensitivityN
 
 __all__ = [
+    "AIC",
     "IROF",
     "ROAD",
+    "SIC",
     "AverageDrop",
     "AverageSensitivity",
     "BestIoU",
@@ -65,5 +68,6 @@ __all__ = [
     "Symmetry",
     "TopK",
     "data_randomization",
+    "median_curve",
     "metrics",
 ]  # fmt: skip

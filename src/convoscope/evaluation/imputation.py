@@ -21,7 +21,7 @@ def imputed(x: Float[Tensor, "rows channels height width"], gone: Bool[Tensor, "
     once from a coarse-to-fine start. Where everything is gone there is nothing to start from: the picture's mean.
     """
     known = ~gone[:, None]
-    start = _pulled(x.double(), known.double())
+    start = interpolated(x.double(), known.double())
     free = (~known).double()
     fixed = torch.where(known, x.double(), 0.0)
     weight = _neighbors(torch.ones_like(free))
@@ -40,7 +40,7 @@ def _neighbors(values: Tensor) -> Tensor:
     return F.conv2d(values, kernel.expand(channels, 1, 3, 3), padding=1, groups=channels)
 
 
-def _pulled(x: Tensor, known: Tensor) -> Tensor:
+def interpolated(x: Tensor, known: Tensor) -> Tensor:
     """A guess at missing pixels: means of what is known at ever coarser scales, the finest that has any."""
     if min(x.shape[2:]) < 2 or bool((known > 0).all()):
         total = known.sum((2, 3), keepdim=True)
@@ -48,7 +48,7 @@ def _pulled(x: Tensor, known: Tensor) -> Tensor:
         return torch.where(known > 0, x, mean.expand_as(x))
     pad = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
     held, there = F.avg_pool2d(F.pad(x * known, pad), 2), F.avg_pool2d(F.pad(known, pad), 2)
-    coarse = _pulled(held / there.clamp(min=1e-12), (there > 0).double())
+    coarse = interpolated(held / there.clamp(min=1e-12), (there > 0).double())
     fine = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)[..., : x.shape[2], : x.shape[3]]
     return torch.where(known > 0, x, fine)
 
