@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
@@ -10,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convoscope.core.errors import UnsupportedError, UsageError
+from convoscope.core.errors import ConvoscopeError, NonFiniteError, UnsupportedError, UsageError
+from convoscope.core.finite import finite, place, search
 from convoscope.core.probe import Place, Probe
 from convoscope.core.record import canonical, record
 from convoscope.core.run import rows_at_once, undisturbed
@@ -80,6 +82,7 @@ def method_of(which: Method | str) -> Method:
 def explain(
     network: Network | nn.Module, x: Any, method: Method | str | list, target: Any = None, *,
     at: str | list[str] | None = None, batch_size: int | Literal["auto"] = "auto", seed: int = 0, progress: Any = None,
+    nonfinite: Literal["raise", "propagate"] = "raise",
 ) -> Any:  # fmt: skip
     """The attribution of each image by a method, for a target.
 
@@ -88,7 +91,8 @@ def explain(
     instead of the input (for methods with a `layer`, that layer); `progress` is called with (evaluations done, at most how
     many). `batch_size` "auto" takes as many rows as run fast (8 of 224 x 224 pixels on a CPU, 128 on a GPU) and halves where
     memory does not suffice. The network is untouched afterwards. The same seed gives the same numbers, for any batch size up
-    to rounding.
+    to rounding. NaN or infinity in images, weights, activations, targets or maps raises NonFiniteError saying where it comes
+    from, unless `nonfinite` is "propagate".
 
     Lists of methods, of Targets or of addresses give the list of all their Attributions, methods first, then targets, then
     addresses. They share what they can: one pass there and back serves all that need gradients at the images, the same
@@ -98,25 +102,70 @@ def explain(
     started = time.perf_counter()
     if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size >= 1):
         raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1, or 'auto'")
-    device = x.device if isinstance(x, Tensor) else network.device
+    if nonfinite not in ("raise", "propagate"):
+        raise UsageError(f"nonfinite is {nonfinite!r}; expected 'raise' or 'propagate'")
+    device, strict = x.device if isinstance(x, Tensor) else network.device, nonfinite == "raise"
     with undisturbed(network.plain):
-        x = _finite(network.check(x if isinstance(x, Tensor) else network.read(x))).clone()  # ours, outside inference mode
+        x = network.check(x if isinstance(x, Tensor) else network.read(x)).clone()  # ours, outside inference mode
+        if strict:
+            _finite(network, x)
         jobs = _jobs(network, x, method, target, at, batch_size, seed)
         if progress is not None:
             _report(jobs, x, progress)
-        _resolve(jobs)
-        jobs[0].seconds += time.perf_counter() - started
-        for rows in torch.arange(len(x)).split(jobs[0].session.batch_size):
-            _chunk(jobs, rows)
+        with _explained(network, x, jobs, strict):
+            _resolve(jobs)
+            jobs[0].seconds += time.perf_counter() - started
+            for rows in torch.arange(len(x)).split(jobs[0].session.batch_size):
+                _chunk(jobs, rows)
     found = [j.attribution(network, x, device) for j in jobs]
     return found if any(isinstance(v, list) for v in (method, at)) or _several(target) else found[0]
 
 
-def _finite(x: Tensor) -> Tensor:
-    known = x.isfinite().flatten(1).all(1).tolist()
-    if not all(known):
-        raise UsageError(f"image {known.index(False)} holds values that are not finite")
-    return x
+def _finite(network: Network, x: Tensor) -> None:
+    if not finite(x):
+        bad = next(i for i, image in enumerate(x) if not finite(image))
+        raise NonFiniteError(f"image {bad} holds values that are not finite: {place(x[bad])} (channel, row, column)")
+    network.check_weights()
+
+
+_FROM_THE_NETWORK = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
+
+@contextlib.contextmanager
+def _explained(network: Network, x: Tensor, jobs: list["_Job"], strict: bool) -> Iterator[None]:
+    """Why the network cannot be run on such images, or what is not finite in it, said before anything that follows from it."""
+    rows = jobs[0].session.batch_size
+    try:
+        yield
+    except ConvoscopeError:
+        raise
+    except Exception as error:
+        if strict:
+            try:
+                search(network.plain, x, network.head, rows)
+            except _FROM_THE_NETWORK as again:
+                if isinstance(again, ConvoscopeError):
+                    raise again from error
+                raise _unfit(network, x, again) from error
+        raise
+    if strict:
+        if any(j.session.suspect is not None and bool(j.session.suspect) for j in jobs):
+            search(network.plain, x, network.head, rows)
+            raise NonFiniteError("the target is not finite for some changed picture; nonfinite='propagate' runs all the same")
+        for j in jobs:
+            for start, values in zip(range(0, len(x), rows), j.maps, strict=False):
+                if not finite(values):
+                    raise NonFiniteError(
+                        f"{j.method.title} gives {place(values, start)}, although the network's values are finite; "
+                        "nonfinite='propagate' hands it over"
+                    )
+
+
+def _unfit(network: Network, x: Tensor, error: Exception) -> UsageError:
+    lines, takes = str(error).strip().splitlines() or [type(error).__name__], ""
+    if network.size not in (None, tuple(x.shape[2:])):
+        takes = "; it takes {} x {}".format(*network.size)  # type: ignore[misc]
+    return UsageError(f"the network fails on inputs of {' x '.join(map(str, x.shape[1:]))}{takes}: {lines[0]}")
 
 
 @dataclass
@@ -210,9 +259,7 @@ def _chunk(jobs: list[_Job], rows: Tensor) -> None:
         session, shared = here[0].session, here[0].session.shared
         x = session.images[int(rows[0]) : int(rows[-1]) + 1]
         if at != "input":
-            with torch.no_grad():
-                x = record(session.module, x, (at,), head=session.head)[at]
-            session.evaluations += len(x)
+            x = Probe(session, rows, keys).everything((at,), x)[at]
         shared.x, shared.planned, shared.memo = x, {}, {}
         if len(here) > 1:
             shared.targets = tuple(dict.fromkeys(j.session.target for j in here))

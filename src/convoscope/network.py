@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from convoscope.core.errors import ImageError, UsageError
+from convoscope.core.errors import ImageError, NonFiniteError, UsageError
+from convoscope.core.finite import finite, place
 from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.core.trace import Trace, trace
@@ -114,6 +115,7 @@ class Network:
         self.transform, self.output = transform, output
         self._traces: dict[tuple[int, ...], Trace] = {}
         self._hash: tuple[Any, str] = (None, "")
+        self._finite: Any = None
 
     def __repr__(self) -> str:
         size = "any size" if self.size is None else "{} x {}".format(*self.size)
@@ -245,6 +247,18 @@ class Network:
         if not x.is_floating_point():
             raise UsageError(f"inputs are floats in the network's input space; net.read() makes them of pixels; got {x.dtype}")
         return x.to(self.device, self.dtype)
+
+    def check_weights(self) -> None:
+        """Raises NonFiniteError where a weight is NaN or infinite, or a buffer NaN; looks again after a change in place."""
+        state = [*self.plain.named_parameters(), *self.plain.named_buffers()]
+        version = tuple((t.data_ptr(), 0 if t.is_inference() else t._version) for _, t in state)
+        if version == self._finite:
+            return
+        for name, t in state:
+            buffer = not isinstance(t, nn.Parameter)  # a mask is full of infinity
+            if t.is_floating_point() and not finite(t) and not (buffer and not t.isnan().any()):
+                raise NonFiniteError(f"weight {name!r} holds {place(t)}; load the network's weights again")
+        self._finite = version
 
     # ---- questions
     @torch.no_grad()

@@ -10,7 +10,7 @@ def test_usage_errors_exit_with_two_and_failures_with_one() -> None:
     codes = {e: getattr(cs, e).exit_code for e in dir(cs) if e.endswith("Error")}
     assert codes == {
         "ConvoscopeError": 1, "ImageError": 1, "LoadError": 1, "UnsupportedError": 1, "UsageError": 2, "AddressError": 2,
-        "SpecError": 2,
+        "NonFiniteError": 2, "SpecError": 2,
     }  # fmt: skip
     assert all(issubclass(getattr(cs, e), cs.ConvoscopeError) for e in codes)
 

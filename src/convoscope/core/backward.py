@@ -74,7 +74,8 @@ def _guarded(run: Callable[[], T]) -> T:
 
 def out_of_memory(error: RuntimeError) -> bool:
     """Whether an allocation failed, on the device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error)
+    words = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, torch.OutOfMemoryError) or any(w in str(error) for w in words)
 
 
 def secant(

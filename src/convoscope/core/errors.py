@@ -3,7 +3,8 @@
 ConvoscopeError
 ├── UsageError          what was asked for does not exist or makes no sense (exit code 2)
 │   ├── AddressError    no such layer or operator
-│   └── SpecError       no such method, or a field it does not have
+│   ├── SpecError       no such method, or a field it does not have
+│   └── NonFiniteError  NaN or infinite values, where numbers are needed
 ├── ImageError          a picture that cannot be read or used
 ├── LoadError           weights that cannot be loaded
 └── UnsupportedError    the network lacks what the method needs
@@ -35,6 +36,10 @@ class AddressError(UsageError, KeyError):
 
 class SpecError(UsageError):
     """No such method, rule or target, or a field it does not have."""
+
+
+class NonFiniteError(UsageError):
+    """Values of an image, a weight or a tensor of the network that are NaN or infinite."""
 
 
 class ImageError(ConvoscopeError, ValueError):

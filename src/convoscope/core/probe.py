@@ -110,11 +110,12 @@ class Probe:
         multipliers, scores, references = (torch.cat(p) for p in zip(*parts, strict=True))
         return multipliers if more else multipliers[:, 0], scores, references
 
-    def everything(self, addresses: Sequence[str]) -> Activations:
-        """The tensors at some addresses for the session's own images, one row of the probe each, without gradients."""
+    def everything(self, addresses: Sequence[str], x: Tensor | None = None) -> Activations:
+        """The tensors at some addresses for images, one row of the probe each, without gradients (default: all there are)."""
         images = replace(self, session=replace(self.session, at="input"))
         with torch.no_grad():
-            run = images._each(images.session.images, lambda b, rows: images._run(b, rows, tuple(addresses), only=True))
+            x = self.session.images if x is None else x
+            run = images._each(x, lambda b, rows: images._run(b, rows, tuple(addresses), only=True))
             parts = list(run)
         self.session.evaluations += len(self.rows)
         return Activations.of({a: rows_of([p[a] for p in parts]) for a in addresses}, self.rows)
@@ -336,6 +337,8 @@ class Probe:
             raise UsageError(
                 f"a target gives one number per image, shape {tuple(activations.rows.shape)}; got {tuple(scores.shape)}"
             )
+        known, bad = self.session.suspect, ~scores.detach().isfinite().all()
+        self.session.suspect = bad if known is None else known | bad  # asked for once, at the end: a GPU need not wait
         return scores
 
     def _gradients(

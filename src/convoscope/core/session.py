@@ -102,6 +102,7 @@ class Session:
     memory: int | None = None
     replays: bool | None = None
     evaluations: int = 0
+    suspect: Tensor | None = None  # whether a target was not finite, on its device
     composite: RuleTable | None = None
     matched: list[str] = dataclasses.field(default_factory=list)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
