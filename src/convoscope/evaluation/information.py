@@ -11,10 +11,11 @@ from convoscope.core.errors import UsageError
 from convoscope.core.spec import Paper
 from convoscope.evaluation.base import Case, Metric, Scores, digest, ranks, seeded
 from convoscope.evaluation.imputation import interpolated
-from convoscope.evaluation.removal import OF, Of
+from convoscope.evaluation.removal import OF, Fill, Of
 from convoscope.targets import Logit, LogProbability, Margin, Probability, Target
 
 POINTS = 1000
+FEW = "what pixels are that are not shown: few (filled in from those that are), or blur, black, white, mean, a number, a tensor"
 SHARES = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.1, 0.13, 0.21, 0.34, 0.5, 0.75)
 
 
@@ -73,8 +74,9 @@ def median_curve(curves: Float[Tensor, "methods images points"]) -> Float[Tensor
 class _Information(Metric, abstract=True):
     """Base of performance information curves: the area under each image's.
 
-    The picture starts blurred: filled in coarse to fine from few of its pixels, drawn at random, and its corners. Then the most
-    relevant pixels are shown as well. Information is what the picture needs as a lossless file.
+    The picture starts blurred, then its most relevant pixels are shown. With `fill="few"` everything else is filled in, coarse
+    to fine, from what is shown and from few pixels that are drawn at random, and the corners. Information is what the picture
+    needs as a lossless file.
     """
 
     family, unit, range = "faithfulness", "area from 0 to 1", (0.0, 1.0)
@@ -84,7 +86,8 @@ class _Information(Metric, abstract=True):
         "XRAI: Better attributions through regions", "ICCV", 2019, "1906.02825",
     )  # fmt: skip
     shares: Annotated[tuple, "fractions of the pixels, the most relevant ones, that are shown"] = SHARES
-    start: Annotated[float, "the part of the pixels that the blurred picture keeps, 0 to 1"] = 0.01
+    fill: Annotated[Fill, FEW] = "few"
+    start: Annotated[float, "the part of the pixels that are always shown with fill=few, 0 to 1"] = 0.01
 
     def score(self, case: Case) -> Scores:
         return area(self.curve(case))
@@ -110,11 +113,17 @@ class _Information(Metric, abstract=True):
         """The information and the answer of the picture from blurred to sharp."""
         counts = torch.tensor([round(float(s) * places.numel()) for s in self.shares]).view(-1, 1, 1)
         shown = places.cpu() < torch.cat([torch.zeros_like(counts[:1]), counts])
-        shown = (shown | sharp(case, image, self.start)).to(case.x.device)
-        x = case.x[image].expand(len(shown), *case.x.shape[1:])
-        rows = torch.cat([torch.where(shown[:, None], x, interpolated(x.double(), shown[:, None].double()).to(x)), x[:1]])
-        size = case.once(("information", self.shares, self.start, key), lambda: information(rows, case.network))
+        rows = torch.cat([self._shown(case, image, shown), case.x[image : image + 1]])
+        by = self.fill if not isinstance(self.fill, Tensor) else id(self.fill)
+        size = case.once(("information", self.shares, self.start, by, key), lambda: information(rows, case.network))
         return torch.stack([size, self._answer(case, rows, torch.full((len(rows),), image)).cpu()])
+
+    def _shown(self, case: Case, image: int, shown: Bool[Tensor, "rows height width"]) -> Tensor:
+        x = case.x[image].expand(len(shown), *case.x.shape[1:])
+        if isinstance(self.fill, Tensor) or self.fill != "few":
+            return torch.where(shown[:, None].to(x.device), x, case.fill(self.fill)[image])
+        shown = (shown | sharp(case, image, self.start)).to(x.device)[:, None]
+        return torch.where(shown, x, interpolated(x.double(), shown.double()).to(x))
 
     def _answer(self, case: Case, rows: Tensor, images: Tensor) -> Float[Tensor, " rows"]:
         raise NotImplementedError
