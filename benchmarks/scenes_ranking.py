@@ -22,8 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import convoscope as cs
-
-from .scenes_shapley import Game, games
+from convoscope.evaluation.bench.parts_game import VISIBLE, Game, games
 
 SEED = 1000  # pictures the network was not trained on
 SETTINGS: dict[str, dict[str, object]] = {  # fewer samples where the defaults would take minutes
@@ -193,8 +192,6 @@ forward passes of one image, with or without a way back. Rows in italics are con
 
 
 def page(rows: list[Row], pictures: int, command: str) -> str:
-    from .scenes_shapley import VISIBLE
-
     changed = {k: v for k, v in SETTINGS.items() if any(r.name == k for r in rows)}
     lines = [f"- `{name}`: " + ", ".join(f"{k} {v}" for k, v in found.items()) for name, found in changed.items()]
     settings = "\nSettings are the defaults" + (", except:\n\n" + "\n".join(lines) if lines else ".") + "\n"

@@ -90,10 +90,14 @@ _PUBLIC = {
     "evaluation.base": ["Case", "Metric", "metrics"],
     "evaluation.evaluate": ["evaluate"],
     "evaluation.result": ["Evaluation"],
+    "evaluation.bench": ["Task", "tasks"],
+    "evaluation.bench.run": ["bench"],
+    "evaluation.bench.result": ["Bench"],
     "synthesis.experts": ["Expert", "load_expert"],
     "synthesis.experts_training": ["train_expert"],
     "core.errors": [
-        "AddressError", "ConvoscopeError", "ImageError", "LoadError", "SpecError", "UnsupportedError", "UsageError",
+        "AddressError", "ConvoscopeError", "ImageError", "LoadError", "NonFiniteError", "SpecError", "UnsupportedError",
+        "UsageError",
     ],
 }  # fmt: skip
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}

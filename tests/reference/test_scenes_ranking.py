@@ -1,54 +1,18 @@
 """The ranking on the scenes: its Shapley values are exact, its pictures what they claim, its scores what the page says."""
 
 import sys
-from itertools import permutations
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 import convoscope as cs
-from convoscope.data.scenes import Factors, Scenes, render
+from convoscope.evaluation.bench.parts_game import games
 
 sys.path.append(str(Path(__file__).resolve().parents[2]))
-scenes_shapley = pytest.importorskip("benchmarks.scenes_shapley", reason="the benchmarks are not part of this installation")
-ranking = pytest.importorskip("benchmarks.scenes_ranking")
+ranking = pytest.importorskip("benchmarks.scenes_ranking", reason="the benchmarks are not part of this installation")
 
 GAMES = 3
-
-
-def random_game(players: int, seed: int = 0) -> Tensor:
-    return torch.randn(2**players, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("players", [1, 2, 5, 8])
-def test_shapley_values_are_efficient(players: int) -> None:
-    values = random_game(players)
-    assert torch.allclose(scenes_shapley.shapley(values).sum(), values[-1] - values[0], atol=1e-12)
-
-
-def test_shapley_values_are_means_over_orders() -> None:
-    values, players = random_game(4), 4
-    found = torch.zeros(players, dtype=torch.float64)
-    orders = list(permutations(range(players)))
-    for order in orders:
-        present = 0
-        for k in order:
-            found[k] += values[present | 1 << k] - values[present]
-            present |= 1 << k
-    assert torch.allclose(scenes_shapley.shapley(values), found / len(orders), atol=1e-12)
-
-
-def test_shapley_values_of_known_games() -> None:
-    """Two left gloves and a right one; a player who adds nothing; an additive game."""
-    gloves = torch.tensor([float(bool(s & 4) and bool(s & 3)) for s in range(8)], dtype=torch.float64)
-    assert torch.allclose(scenes_shapley.shapley(gloves), torch.tensor([1 / 6, 1 / 6, 4 / 6], dtype=torch.float64))
-    assert scenes_shapley.shapley(random_game(2).repeat(2))[2] == 0
-    additive = torch.tensor([sum((s >> k & 1) * (k + 1.5) for k in range(3)) for s in range(8)], dtype=torch.float64)
-    assert torch.allclose(scenes_shapley.shapley(additive), torch.tensor([1.5, 2.5, 3.5], dtype=torch.float64))
-    with pytest.raises(ValueError, match="2\\^n"):
-        scenes_shapley.shapley(torch.zeros(3))
 
 
 @pytest.fixture(scope="module")
@@ -58,36 +22,7 @@ def network() -> cs.Network:
 
 @pytest.fixture(scope="module")
 def played(network: cs.Network) -> list:
-    return scenes_shapley.games(network, GAMES, seed=1000)
-
-
-def test_games_of_scenes(network: cs.Network, played: list) -> None:
-    """The values of the full picture and the sum of the Shapley values are the network's own."""
-    for game in played:
-        with torch.no_grad():
-            score = network.plain(network.normalize(game.picture[None]))[0, game.label].double()
-        assert torch.allclose(game.values[-1], score, atol=1e-4)
-        assert torch.allclose(game.worth.sum(), game.values[-1] - game.values[0], atol=1e-9)
-        assert int(game.masks.sum(0).max()) == 1  # a pixel shows one player
-        assert len(game.values) == 2 ** len(game.names)
-        assert float(game.worth.abs().max()) > 0.1
-
-
-def test_a_part_that_does_not_play_is_not_drawn() -> None:
-    """The picture changes where the part was and, for shadows, nowhere else; the empty picture has none of the parts."""
-    factors: Factors = next(f for k in range(50) if len((f := Scenes(50, seed=3).factors(k)).parts) > 3 and f.distractors)
-    names = tuple(scenes_shapley.players_of(factors))
-    full, empty = render(factors), render(scenes_shapley.showing(factors, names, 0))
-    assert {"object", "distractor 1"} <= set(full.instances)
-    assert not any(empty.where(**labels).any() for labels in scenes_shapley.players_of(factors).values())
-    everyone = scenes_shapley.showing(factors, names, 2 ** len(names) - 1)
-    assert everyone == factors
-    last = len(names) - 1  # a distractor
-    without = render(scenes_shapley.showing(factors, names, (2 ** len(names) - 1) ^ (1 << last)))
-    changed = (without.picture != full.picture).any(-1)
-    share = full.share(instance=names[last])
-    assert changed.any()
-    assert not changed[share == 0].any()
+    return games(network, GAMES, seed=1000)
 
 
 def test_scores(played: list) -> None:

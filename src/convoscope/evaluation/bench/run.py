@@ -1,0 +1,233 @@
+"""The benchmark with exact truth: every method on every task, beside maps that know nothing and maps that know the answer."""
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convoscope.core.errors import UnsupportedError, UsageError
+from convoscope.core.spec import Spec, fields_of, parse_spec
+from convoscope.evaluation.base import digest, rows_of
+from convoscope.evaluation.bench import tasks as known_tasks
+from convoscope.evaluation.bench.base import Mapper, Task
+from convoscope.evaluation.bench.result import CONTROLS, Bench, Kept, Outcome
+from convoscope.evaluation.nulls import edges, noise
+from convoscope.method import Method, explain, method_of
+from convoscope.method import methods as known_methods
+from convoscope.network import Images, Network
+from convoscope.targets import Target
+
+DRAWS = 32  # random maps for chance, and as many others for the row "random"
+REMEMBERED = 256  # maps of one method, for tasks that ask for the same ones
+KEPT = ("parts", 16)  # of which task, and of how many of its pictures, the maps stay with the result
+MOST = 8  # threads
+
+LIMITS = {"steps": 12, "samples": 64, "masks": 64, "permutations": 2}
+FEWER: dict[str, dict[str, int]] = {  # what the limits leave too dear: gradients of many samples, and products of settings
+    "deep-lift-shap": {"samples": 8}, "expected-gradients": {"samples": 16}, "is-cam": {"channels": 32, "steps": 2},
+    "smooth-grad": {"samples": 8}, "smooth-grad-cam-plus-plus": {"samples": 8}, "smooth-grad-squared": {"samples": 8},
+    "sobol": {"samples": 1}, "ss-cam": {"channels": 32, "samples": 2}, "var-grad": {"samples": 8},
+}  # fmt: skip
+
+
+def bench(
+    methods: Sequence[Method | str] | None = None, tasks: Sequence[Task | str] | None = None, *, quick: bool = True,
+    seed: int = 0, workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+) -> Bench:  # fmt: skip
+    """How well methods (default: all) answer tasks (default: all) of which the right answer is known exactly.
+
+    Beside them stand "oracle", which knows the answer, "edges", an edge detector, and "random", the mean of 32 random maps;
+    chance is the mean of 32 others. `quick` takes small tasks and methods with fewer samples (`cheap`): under a minute on two
+    cores; otherwise tasks and methods are as they were given. A method that cannot explain a network of a task has no score
+    there, with its reason. `workers` methods run at a time, a thread each (default: as many as torch uses); numbers depend on
+    the seed alone, up to rounding. `progress` is called with what is done and how much there is.
+    """
+    made = [method_of(m) for m in (known_methods() if methods is None else methods)]
+    asked = [task_of(t) for t in (known_tasks() if tasks is None else tasks)]
+    if not made or not asked:
+        raise UsageError(f"nothing to do: {len(made)} methods on {len(asked)} tasks")
+    asked = [t.quick() for t in asked] if quick else asked
+    made = [cheap(m) for m in made] if quick else made
+    _distinct([t.name for t in asked], "tasks")
+    names = _named(methods, made)
+    began = time.perf_counter()
+    with _threads(workers) as pool:
+        run = _Run(asked, names, made, seed, progress)
+        list(pool.map(run.controls, range(len(asked))))
+        list(pool.map(run.method, range(len(made))))
+    return run.result(quick, time.perf_counter() - began)
+
+
+def task_of(which: Task | str) -> Task:
+    """A task from its name, `name:setting=value`, or itself. Raises SpecError with the closest names."""
+    known_tasks()
+    if isinstance(which, str):
+        return parse_spec("task", which)  # type: ignore[return-value]
+    if not isinstance(which, Task):
+        raise UsageError(f"a task is its name or a Task; got {type(which).__name__}")
+    return which
+
+
+def cheap(method: Method) -> Method:
+    """The method with fewer samples, masks and steps, also inside a method that it averages: some ten passes for an image.
+
+    Numbers that are smaller already stay.
+    """
+    return _limited(method)
+
+
+def _limited(spec: Any) -> Any:
+    limits, changes = {**LIMITS, **FEWER.get(spec.name, {})}, {}
+    for info in fields_of(type(spec)):
+        value = getattr(spec, info.name)
+        if isinstance(value, Spec):
+            changes[info.name] = _limited(value)
+        elif info.name in limits and isinstance(value, int) and value > limits[info.name]:
+            changes[info.name] = limits[info.name]
+    return dataclasses.replace(spec, **changes) if changes else spec
+
+
+# ---------------------------------------------------------------- who gives maps
+class Explained:
+    """The maps of a method; those asked for before, of the same network, picture and target, are not made again."""
+
+    def __init__(self, method: Method, seed: int = 0) -> None:
+        self.method, self.seed = method, seed
+        self._made: dict[Any, Tensor] = {}
+        self._networks: dict[int, Network] = {}  # held, so that no other network gets their number
+
+    def __call__(
+        self, network: Network, x: Images, target: Target, places: tuple[int, ...]
+    ) -> Float[Tensor, "rows height width"]:
+        self._networks[id(network)] = network
+        keys = [(id(network), digest(row), rows_of(target, torch.tensor([i]))) for i, row in enumerate(x)]
+        new = [i for i, key in enumerate(keys) if key not in self._made]
+        found = {keys[i]: self._made[keys[i]] for i in range(len(x)) if keys[i] in self._made}
+        if new:
+            chosen = torch.tensor(new)
+            made = explain(network, x[chosen.to(x.device)], self.method, rows_of(target, chosen), seed=self.seed)
+            found |= dict(zip((keys[i] for i in new), made.heatmap().double().cpu(), strict=True))
+        self._made |= found
+        for key in list(self._made)[: max(0, len(self._made) - REMEMBERED)]:
+            del self._made[key]
+        return torch.stack([found[key] for key in keys])
+
+
+def random_maps(seed: int, number: int) -> Mapper:
+    """Who draws uniform numbers between 0 and 1 at every pixel: draw `number` of a seed."""
+    return lambda network, x, target, places: noise(x, places, seed, number)
+
+
+def edge_maps(network: Network, x: Images, target: Target, places: tuple[int, ...]) -> Float[Tensor, "rows height width"]:
+    """An edge detector, which looks at the picture alone."""
+    return edges(x)
+
+
+# ---------------------------------------------------------------- one run
+class _Run:
+    """What a run is asked for, and the scores it has so far."""
+
+    def __init__(
+        self, tasks: list[Task], names: list[str], made: list[Method], seed: int, progress: Callable[[int, int], None] | None
+    ) -> None:
+        self.tasks, self.made, self.seed, self.progress = tasks, made, seed, progress
+        self.names = (*names, *CONTROLS)
+        self.scores: list[dict[str, Tensor]] = [{} for _ in tasks]
+        self.chance: list[Tensor] = [torch.empty(0)] * len(tasks)
+        self.reasons: list[dict[str, str]] = [{} for _ in tasks]
+        self.seconds: list[dict[str, float]] = [{} for _ in tasks]
+        self.maps: dict[str, Kept] = {}
+        self.done, self.lock = 0, threading.Lock()
+
+    def controls(self, number: int) -> None:
+        """The rows that are no methods; the oracle's computes the truth, once for all."""
+        task = self.tasks[number]
+        self._score(number, "oracle", task.oracle())
+        self._score(number, "edges", edge_maps)
+        began = time.perf_counter()
+        drawn = torch.stack([task.score(random_maps(self.seed, k)) for k in range(2 * DRAWS)])
+        self.chance[number], self.scores[number]["random"] = drawn[:DRAWS].nanmean(0), drawn[DRAWS:].nanmean(0)
+        self.seconds[number]["random"] = (time.perf_counter() - began) / (2 * DRAWS)
+
+    def method(self, number: int) -> None:
+        """One method on every task."""
+        mapper = Explained(self.made[number], self.seed)
+        for k in range(len(self.tasks)):
+            self._score(k, self.names[number], mapper)
+        with self.lock:
+            self.done += 1
+            if self.progress is not None:
+                self.progress(self.done, len(self.made))
+
+    def _score(self, number: int, name: str, mapper: Mapper) -> None:
+        task, began = self.tasks[number], time.perf_counter()
+        try:
+            self.scores[number][name] = task.score(self._keeping(task, name, mapper)).double().cpu()
+        except UnsupportedError as error:
+            self.reasons[number][name] = str(error)
+        self.seconds[number][name] = time.perf_counter() - began
+
+    def _keeping(self, task: Task, name: str, mapper: Mapper) -> Mapper:
+        """The mapper, whose first maps stay with the result where they are wanted."""
+        if task.name != KEPT[0]:
+            return mapper
+
+        def keep(network: Network, x: Images, target: Target, places: tuple[int, ...]) -> Tensor:
+            found = mapper(network, x, target, places)
+            rows = torch.arange(min(KEPT[1], len(x)))
+            with self.lock:
+                kept = self.maps.setdefault(task.name, Kept(network, x[: len(rows)], rows_of(target, rows), {}))
+                kept.by_name.setdefault(name, found[: len(rows)].float())
+            return found
+
+        return keep
+
+    def result(self, quick: bool, seconds: float) -> Bench:
+        outcomes = []
+        for k, task in enumerate(self.tasks):
+            nothing = torch.full_like(self.chance[k], torch.nan)
+            rows = torch.stack([self.scores[k].get(name, nothing) for name in self.names])
+            outcomes.append(Outcome(task, self.names, rows, self.chance[k], self.reasons[k], self.seconds[k]))
+        for kept in self.maps.values():
+            kept.by_name = {name: kept.by_name[name] for name in self.names if name in kept.by_name}
+        titles = (*(m.title for m in self.made), *CONTROLS.values())
+        return Bench(tuple(outcomes), self.names, titles, tuple(self.made), self.maps, quick, self.seed, seconds)
+
+
+@contextmanager
+def _threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
+    """Some threads, of which each computes on one core."""
+    before = torch.get_num_threads()
+    workers = min(before, os.cpu_count() or 1, MOST) if workers is None else workers
+    if workers < 1:
+        raise UsageError(f"workers is {workers}; expected at least 1")
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, before // workers),))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def _named(given: Sequence[Method | str] | None, made: Sequence[Method]) -> list[str]:
+    """What methods are called in the tables: as they were asked for."""
+    asked = [m.name for m in made] if given is None else [m if isinstance(m, str) else m.name for m in given]
+    for name in CONTROLS:
+        if name in asked:
+            raise UsageError(f"{name!r} is always there, and no method")
+    _distinct(asked, "methods")
+    return asked
+
+
+def _distinct(names: Sequence[str], what: str) -> None:
+    twice = sorted({n for n in names if list(names).count(n) > 1})
+    if twice:
+        raise UsageError(f"two {what} are called {twice[0]!r}; give each once")
