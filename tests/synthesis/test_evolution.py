@@ -7,18 +7,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from convoscope.synthesis.cppn_genome import CPPN, INPUTS, Genomes
+from convoscope.synthesis.cppn_genome import INPUTS, Compositional, Genomes
 from convoscope.synthesis.evolution import Direct, map_elites, taken
 from convoscope.synthesis.fool_state import Live, State
 
-ENCODING = CPPN(3, (5, 7), hidden=6)
+ENCODING = Compositional(3, (5, 7), hidden=6)
 
 
 def draws(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def bred(encoding: CPPN, rows: int = 40, generations: int = 25) -> Genomes:
+def bred(encoding: Compositional, rows: int = 40, generations: int = 25) -> Genomes:
     generator = draws(7)
     found = encoding.begin(rows, generator)
     for generation in range(1, generations + 1):
@@ -26,7 +26,7 @@ def bred(encoding: CPPN, rows: int = 40, generations: int = 25) -> Genomes:
     return found
 
 
-def pixel(genomes: Genomes, row: int, x: float, y: float, encoding: CPPN) -> list[float]:
+def pixel(genomes: Genomes, row: int, x: float, y: float, encoding: Compositional) -> list[float]:
     """The outputs of one genome at one place, node by node, following connections backwards."""
     weight, link, function = (genomes[name][row] for name in ("weight", "link", "function"))
     given = [x, y, math.hypot(x, y), 1.0]
@@ -98,8 +98,8 @@ def test_a_linear_node_in_a_connection_changes_no_picture() -> None:
 
 
 def test_removing_a_node_that_nothing_reads_changes_no_picture() -> None:
-    genomes = bred(CPPN(1, (4, 4), hidden=1), rows=30, generations=10)
-    encoding = CPPN(1, (4, 4), hidden=1)
+    genomes = bred(Compositional(1, (4, 4), hidden=1), rows=30, generations=10)
+    encoding = Compositional(1, (4, 4), hidden=1)
     genomes["link"][:, :, INPUTS] = False
     before = encoding.pixels(genomes)
     encoding._remove_node(genomes, torch.ones(30, dtype=torch.bool), draws())
@@ -180,8 +180,8 @@ def test_it_stops_where_every_class_has_reached_the_goal() -> None:
     assert float(made.history[-1].min()) >= 0.95 > float(made.history[-2].min())
 
 
-@pytest.mark.parametrize("encoding", [Direct(2, (4, 3)), CPPN(2, (4, 3), hidden=5)], ids=["direct", "cppn"])
-def test_an_interrupted_run_ends_in_the_same_bits(encoding: Direct | CPPN, tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", [Direct(2, (4, 3)), Compositional(2, (4, 3), hidden=5)], ids=["direct", "cppn"])
+def test_an_interrupted_run_ends_in_the_same_bits(encoding: Direct | Compositional, tmp_path: Path) -> None:
     def judge(genomes: Genomes) -> Tensor:
         pixels = encoding.pixels(genomes).double().flatten(1) / 255
         return torch.stack([pixels.mean(1), pixels.std(1), 1 - pixels.mean(1)], 1)

@@ -19,7 +19,7 @@ LIMIT = 1 << 24  # numbers held at once while pictures are drawn
 
 
 @dataclass(frozen=True)
-class CPPN:
+class Compositional:
     """Genomes of one size each, so that a population is a few tensors; what is not there is masked.
 
     Nodes are the inputs, up to `hidden` hidden ones, and one output for each channel, in the order they are computed: a node

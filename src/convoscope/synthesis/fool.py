@@ -20,7 +20,7 @@ from convoscope.core.run import rows_at_once, undisturbed
 from convoscope.core.session import Session
 from convoscope.images.base import Space, image_size
 from convoscope.network import Network
-from convoscope.synthesis.cppn_genome import CPPN
+from convoscope.synthesis.cppn_genome import Compositional
 from convoscope.synthesis.evolution import Direct, Genomes, map_elites
 from convoscope.synthesis.fool_gradient import climb
 from convoscope.synthesis.fool_result import Fooled
@@ -164,7 +164,7 @@ def _each(run: Run, pixels: Tensor) -> list[float]:
 
 
 def _evolve(run: Run, by: str, population: int) -> tuple[Tensor, State]:
-    encoding = (Direct if by == "evolution-direct" else CPPN)(run.space.channels, run.space.size)
+    encoding = (Direct if by == "evolution-direct" else Compositional)(run.space.channels, run.space.size)
 
     def judge(genomes: Genomes) -> Tensor:
         """All confidences; pictures are drawn only as many at once as the network is shown."""
