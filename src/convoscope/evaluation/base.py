@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
 from convoscope.core.probe import Probe
 from convoscope.core.session import Session
 from convoscope.core.spec import Spec, registered
+from convoscope.evaluation.folding import Folded
 from convoscope.method import Method, explain
 from convoscope.network import Images, Network
 from convoscope.targets import Logit, Probability, Target
@@ -28,7 +29,8 @@ class Metric(Spec, kind="metric", abstract=True):
     `direction`: +1 where higher is better, -1 where lower is, 0 where neither is. `range`: between which numbers it lies.
     `unit`: what it measures, where `{target}` stands for the unit of the target. `needs` lists what a case must have beside
     maps: "truth" (a mask of each image), "methods" (maps can be made anew). `scale_free`: a map and its multiples score alike.
-    `blind`: it looks at the values of a map alone, neither at the network nor at where they are.
+    `blind`: it looks at the values of a map alone, neither at the network nor at where they are. `shared`: its passes serve all
+    methods at once.
     """
 
     title: ClassVar[str]
@@ -39,6 +41,7 @@ class Metric(Spec, kind="metric", abstract=True):
     needs: ClassVar[tuple[str, ...]] = ()
     scale_free: ClassVar[bool] = True
     blind: ClassVar[bool] = False
+    shared: ClassVar[bool] = False
     use: ClassVar[str] = ""
     drawback: ClassVar[str] = ""
 
@@ -63,7 +66,8 @@ class Case:
     """Some images with a target each, and a map of each method for each; what metrics compute in common is kept in `memo`.
 
     `maps` are signed, at the size of the images, in float64. `truth` marks where the evidence is, if that is known. Draws
-    depend on the seed and on the image's place in the data set, `places`, never on what else is in the case.
+    depend on the seed and on the image's place in the data set, `places`, never on what else is in the case. `kept` is what
+    several cases of an evaluation have in common. `room`: how many bytes the random masks of a metric may take.
     """
 
     network: Network
@@ -79,7 +83,9 @@ class Case:
     batch_size: int = 32
     passes: int = 0
     progress: Callable[[int], None] | None = None
+    room: int = 1 << 28
     memo: dict[Hashable, Any] = field(default_factory=dict)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         expected = (len(self.names), len(self.x), *self.x.shape[2:])
@@ -105,7 +111,12 @@ class Case:
 
     def scores(self, x: Tensor, images: Tensor, target: Target | None = None) -> Float[Tensor, " rows"]:
         """The target of each row of `x`; row i is a version of image `images[i]`. In float64."""
-        return self.probe(images, target).score(x).double()
+        probe = self.probe(images, target)
+        if set(probe.session.target.addresses()) == {"output"}:
+            probe.session.module = self._folded()
+        found = probe.score(x).double()
+        self.batch_size = probe.session.batch_size  # halved where memory did not suffice
+        return found
 
     def probe(self, images: Tensor, target: Target | None = None) -> Probe:
         """A probe whose row i is a version of image `images[i]`."""
@@ -143,6 +154,11 @@ class Case:
             passes=0, progress=self._count,
         )  # fmt: skip
 
+    def _folded(self) -> Folded:
+        if "folded" not in self.kept:
+            self.kept["folded"] = Folded(self.network.plain, self.x)
+        return self.kept["folded"]
+
     def _baseline(self, which: Any, z: Tensor, probe: Probe) -> Tensor:
         if which == "uniform":
             return self.network.normalize(probe.uniform(z))
@@ -161,10 +177,18 @@ def rows_of(target: Target, images: Tensor) -> Target:
     return replace(target, **changes) if changes else target
 
 
-def ranks(maps: Maps) -> Tensor:
-    """The place of each pixel `(..., height * width)` from the most relevant, 0, down; of equal ones the first comes first."""
-    order = maps.flatten(-2).argsort(dim=-1, descending=True, stable=True)
-    return torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1], device=order.device).expand_as(order))
+def ranks(maps: Maps, device: torch.device | str = "cpu") -> Int32[Tensor, "methods images pixels"]:
+    """The place of each pixel from the most relevant, 0, down; of equal ones the first comes first.
+
+    Map after map, sorted on the device: what it takes at once does not depend on how many there are.
+    """
+    flat = maps.flatten(-2)
+    found = torch.empty(flat.shape, dtype=torch.int32)
+    count = torch.arange(flat.shape[-1], dtype=torch.int32, device=device)
+    for values, place in zip(flat.reshape(-1, flat.shape[-1]), found.view(-1, flat.shape[-1]), strict=True):
+        order = values.to(device).argsort(descending=True, stable=True)
+        place.copy_(torch.empty_like(count).scatter_(0, order, count))
+    return found
 
 
 def digest(values: Tensor) -> bytes:

@@ -1,6 +1,6 @@
 """Faithfulness by random subsets of the pixels: drawn once, shown to the network once, judged for all maps by one product."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -10,60 +10,84 @@ from convoscope.core.errors import UsageError
 from convoscope.core.spec import AtLeast, Paper
 from convoscope.evaluation.base import Case, Metric, Scores, chunks, pearson, seeded
 from convoscope.evaluation.removal import FILL, OF, Fill, Of
+from convoscope.evaluation.sweeps import filled
 from convoscope.targets import Target
 
 SUBSETS = "how many random subsets"
 
 
-def subsets(case: Case, size: int, count: int, shape: str = "pixels") -> Bool[Tensor, "subsets pixels"]:
-    """Random subsets of `size` pixels each, alike for all images: single pixels, or one square of about that many."""
+def subsets(
+    case: Case, size: int, count: int, shape: str = "pixels", some: range | None = None
+) -> Bool[Tensor, "subsets pixels"]:
+    """Random subsets of `size` pixels each, alike for all images: single pixels, or one square of about that many.
+
+    Number k is the same however many there are; `some` are those to draw.
+    """
     height, width = case.x.shape[2:]
     if not 1 <= size <= height * width:
         raise UsageError(f"a subset of {size} pixels; expected 1 to {height * width}")
-
-    def draw() -> Tensor:
-        found = torch.zeros(count, height * width, dtype=torch.bool)
-        for k in range(count):
-            generator = seeded(case.seed, "subset", shape, size, k)
-            if shape == "pixels":
-                found[k, torch.randperm(height * width, generator=generator)[:size]] = True
-                continue
-            side = max(1, round(size**0.5))
-            rows, columns = min(side, height), min(side, width)
-            top = int(torch.randint(height - rows + 1, (), generator=generator))
-            left = int(torch.randint(width - columns + 1, (), generator=generator))
-            found[k].view(height, width)[top : top + rows, left : left + columns] = True
-        return found
-
-    return case.once(("subsets", size, count, shape), draw)
+    some = range(count) if some is None else some
+    found = torch.zeros(len(some), height * width, dtype=torch.bool)
+    for row, k in zip(found, some, strict=True):
+        generator = seeded(case.seed, "subset", shape, size, k)
+        if shape == "pixels":
+            row[torch.randperm(height * width, generator=generator)[:size]] = True
+            continue
+        side = max(1, round(size**0.5))
+        rows, columns = min(side, height), min(side, width)
+        top = int(torch.randint(height - rows + 1, (), generator=generator))
+        left = int(torch.randint(width - columns + 1, (), generator=generator))
+        row.view(height, width)[top : top + rows, left : left + columns] = True
+    return found
 
 
-def falls(case: Case, masks: Tensor, key: Any, fill: Fill, target: Target) -> Float[Tensor, "images subsets"]:
+def asked(
+    case: Case, size: int, count: int, shape: str, fill: Fill, target: Target
+) -> tuple[Float[Tensor, "methods images subsets"], Float[Tensor, "images subsets"]]:
+    """What each map says of each subset, the sum of its pixels, and what the target loses as it is filled. In float64.
+
+    The network sees each subset once, whatever the number of methods. Masks are drawn some at a time, as `case.room` allows.
+    """
+    key = (size, count, shape)
+    said, lost = [], []
+    for some in chunks(count, max(1, case.room // (9 * case.x[0, 0].numel()))):
+        masks = _masks(case, size, count, shape, some)
+        said.append(case.once(("sums", *key, some), lambda masks=masks: sums(case, masks)))
+        of = fill if not isinstance(fill, Tensor) else id(fill)
+        lost.append(case.once(("falls", *key, some, of, target), lambda masks=masks: falls(case, masks, fill, target)))
+    return torch.cat(said, -1), torch.cat(lost, -1)
+
+
+def _masks(case: Case, size: int, count: int, shape: str, some: range) -> Tensor:
+    """The masks of all images of an evaluation, held if they fit into the room for them."""
+    key = ("subsets", size, shape, some, tuple(case.x.shape[2:]))
+    if key not in case.kept:
+        masks = subsets(case, size, count, shape, some)
+        if count * masks.shape[1] > case.room:
+            return masks
+        case.kept[key] = masks
+    return case.kept[key]
+
+
+def falls(case: Case, masks: Tensor, fill: Fill, target: Target) -> Float[Tensor, "images subsets"]:
     """How much the target falls as each subset is filled, in float64."""
-
-    def ask() -> Tensor:
-        base, rows = case.fill(fill), []
-        shown = masks.view(len(masks), 1, *case.x.shape[2:]).to(case.x.device)
-        for i in range(len(case.x)):
-            parts = [
-                case.scores(torch.where(shown[c.start : c.stop], base[i], case.x[i]), torch.full((len(c),), i), target).cpu()
-                for c in chunks(len(masks), case.batch_size)
-            ]
-            rows.append(case.clean(target)[i].cpu() - torch.cat(parts))
-        return torch.stack(rows)
-
-    return case.once(("falls", key, fill if not isinstance(fill, Tensor) else id(fill), target), ask)
+    shown = masks.view(len(masks), *case.x.shape[2:]).to(case.x.device)
+    jobs = [(i, len(masks), lambda some: shown[some.start : some.stop]) for i in range(len(case.x))]
+    return case.clean(target).cpu()[:, None] - torch.stack(filled(case, case.fill(fill), jobs, target))
 
 
 def sums(case: Case, masks: Tensor) -> Float[Tensor, "methods images subsets"]:
     """What each map says of each subset: the sum of its pixels."""
-    return case.maps.flatten(2) @ masks.double().T.to(case.maps.device)
+    device = case.x.device if case.x.device.type == "cuda" else case.maps.device
+    weights = masks.to(device).double().T
+    return torch.stack([(m.to(device).flatten(1) @ weights).to(case.maps.device) for m in case.maps])
 
 
 class FaithfulnessCorrelation(Metric):
     """The correlation of what a map says of random subsets of pixels with what the target loses by them (Bhatt et al. 2020)."""
 
     title, family, range, unit = "Faithfulness correlation", "faithfulness", (-1.0, 1.0), "correlation"
+    shared = True
     use, drawback = "do the map's sums tell the network's losses?", "noisy: thousands of subsets for two digits"
     paper: ClassVar[Paper] = Paper(
         "bhatt2020evaluating", "Bhatt, Umang and Weller, Adrian and Moura, José",
@@ -76,9 +100,7 @@ class FaithfulnessCorrelation(Metric):
 
     def score(self, case: Case) -> Scores:
         size = max(1, round(self.share * case.maps[0, 0].numel()))
-        masks = subsets(case, size, self.count)
-        lost = falls(case, masks, (size, self.count, "pixels"), self.fill, case.judge(self.of))
-        said = sums(case, masks)
+        said, lost = asked(case, size, self.count, "pixels", self.fill, case.judge(self.of))
         return pearson(said, lost.expand_as(said))
 
     def passes(self, case: Case) -> int:
@@ -89,6 +111,7 @@ class SensitivityN(Metric):
     """Faithfulness correlation for subsets of several sizes n, their mean (Ancona et al. 2018, section 4)."""
 
     title, family, range, unit = "Sensitivity-n", "faithfulness", (-1.0, 1.0), "correlation"
+    shared = True
     use, drawback = "as faithfulness correlation, from few pixels to most", "costs one run for each size"
     paper: ClassVar[Paper] = Paper(
         "ancona2018towards", "Ancona, Marco and Ceolini, Enea and Öztireli, Cengiz and Gross, Markus",
@@ -118,7 +141,7 @@ class Infidelity(Metric):
 
     title, family, range = "Infidelity", "faithfulness", (0.0, float("inf"))
     unit = "share of the mean squared loss"
-    direction = -1
+    direction, shared = -1, True
     use, drawback = "do the map's sums equal the network's losses?", "without scaling it punishes maps in other units"
     paper: ClassVar[Paper] = Paper(
         "yeh2019infidelity", "Yeh, Chih-Kuan and Hsieh, Cheng-Yu and Suggala, Arun and Inouye, David and Ravikumar, Pradeep",
@@ -133,9 +156,7 @@ class Infidelity(Metric):
 
     def score(self, case: Case) -> Scores:
         size = max(1, round(self.share * case.maps[0, 0].numel()))
-        masks = subsets(case, size, self.count, self.shape)
-        lost = falls(case, masks, (size, self.count, self.shape), self.fill, case.judge(self.of))
-        said = sums(case, masks)
+        said, lost = asked(case, size, self.count, self.shape, self.fill, case.judge(self.of))
         if self.scale == "none":
             return (said - lost).square().mean(-1)
         tiny = torch.finfo(said.dtype).tiny

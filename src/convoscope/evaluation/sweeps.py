@@ -1,10 +1,10 @@
 """What becomes of the target as pixels are taken away in order of relevance: one queue of images and steps for all methods."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
@@ -37,16 +37,17 @@ def removal(case: Case, most_relevant_first: bool, fill: object, steps: int, tar
 
 
 def _removal(case: Case, most: bool, fill: object, steps: int, target: Target) -> Tensor:
-    places = case.once("ranks", lambda: ranks(case.maps))
+    places = case.once("ranks", lambda: ranks(case.maps, _sorter(case.x)))
     pixels, base = places.shape[-1], case.fill(fill)
-    if not most:
-        places = pixels - 1 - places
     found = torch.empty(*places.shape[:2], steps + 1, dtype=torch.float64)
     found[..., 0] = case.clean(target).cpu()
     found[..., -1] = _blank(case, fill, base, target).cpu()
-    removed = removed_after(steps, pixels)
-    for (methods, image), values in _queue(case, places, base, removed[1:-1], target):
-        found[methods, image, 1:-1] = values
+    removed = removed_after(steps, pixels)[1:-1].to(torch.int32).to(case.x.device)
+    if steps > 1:
+        orders = _distinct(case, places)
+        jobs = [(image, steps - 1, _Order(places[methods[0], image], removed, most, case.x)) for methods, image in orders]
+        for (methods, image), values in zip(orders, filled(case, base, jobs, target), strict=True):
+            found[methods, image, 1:-1] = values
     return found
 
 
@@ -58,29 +59,79 @@ def removed_after(steps: int, pixels: int) -> Int64[Tensor, " points"]:
     return torch.where(2 * k <= steps, half, mirrored)
 
 
+def filled(case: Case, base: Tensor, jobs: "Sequence[Job]", target: Target) -> list[Float[Tensor, " rows"]]:
+    """The target of images with some of their pixels replaced by those of `base`, in one queue of full batches.
+
+    A job is an image's number, how many versions of it there are, and what gives the masks `(some, height, width)` of some.
+    """
+    x, base = laid(case.x), laid(base)
+    out, waiting, held = [], [], 0
+
+    def run() -> None:
+        rows = torch.empty_like(x[:1].expand(held, *x.shape[1:]), memory_format=_format(x))
+        for (image, masks), part in zip(waiting, rows.split([len(m) for _, m in waiting]), strict=True):
+            torch.where(masks[:, None], base[image], x[image], out=part)
+        images = torch.tensor([image for image, masks in waiting for _ in range(len(masks))])
+        out.append(case.scores(rows, images, target).cpu())
+
+    for image, count, masks in jobs:
+        start = 0
+        while start < count:
+            some = range(start, min(count, start + case.batch_size - held))
+            waiting.append((image, masks(some)))
+            start, held = some.stop, held + len(some)
+            if held >= case.batch_size:
+                run()
+                waiting, held = [], 0
+    if waiting:
+        run()
+    return list((torch.cat(out) if out else torch.zeros(0)).split([count for _, count, _ in jobs]))
+
+
+Job = tuple[int, int, Callable[[range], Bool[Tensor, "rows height width"]]]
+
+
+def laid(x: Tensor) -> Tensor:
+    """Images in the order in which they are copied into batches fastest."""
+    return x.contiguous(memory_format=_format(x))
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if x.device.type == "cpu" and x.dim() == 4 else torch.contiguous_format
+
+
+def _sorter(x: Tensor) -> torch.device:
+    """Where maps in float64 are sorted."""
+    return x.device if x.device.type == "cuda" else torch.device("cpu")
+
+
+class _Order:
+    """The masks of what is gone after each step of an order."""
+
+    def __init__(self, places: Tensor, removed: Tensor, most: bool, x: Tensor) -> None:
+        self.places, self.removed, self.most, self.x = places, removed, most, x
+
+    def __call__(self, some: range) -> Tensor:
+        places = self.places.to(self.x.device).view(1, *self.x.shape[2:])
+        counts = self.removed[some.start : some.stop].view(-1, 1, 1)
+        return places < counts if self.most else places >= places.numel() - counts
+
+
 def _blank(case: Case, fill: object, base: Tensor, target: Target) -> Tensor:
     key = ("blank", fill if not isinstance(fill, Tensor) else id(fill), target)
     return case.once(key, lambda: case.scores(base, torch.arange(len(base)), target))
 
 
-def _queue(
-    case: Case, places: Tensor, base: Tensor, removed: Tensor, target: Target
-) -> Iterator[tuple[tuple[list[int], int], Tensor]]:
-    """The scores of each distinct order of an image's pixels, with the methods that have it."""
-    for image in range(places.shape[1]):
-        same: dict[bytes, list[int]] = {}
-        for method in range(places.shape[0]):
-            same.setdefault(digest(places[method, image]), []).append(method)
-        for methods in same.values():
-            yield (methods, image), _along(case, places[methods[0], image], image, base, removed, target)
+def _distinct(case: Case, places: Tensor) -> list[tuple[list[int], int]]:
+    """Each distinct order of an image's pixels: the methods that have it, and the image."""
 
+    def find() -> list[tuple[list[int], int]]:
+        found = []
+        for image in range(places.shape[1]):
+            same: dict[bytes, list[int]] = {}
+            for method in range(places.shape[0]):
+                same.setdefault(digest(places[method, image]), []).append(method)
+            found += [(methods, image) for methods in same.values()]
+        return found
 
-def _along(case: Case, places: Tensor, image: int, base: Tensor, removed: Tensor, target: Target) -> Tensor:
-    x, blank = case.x[image], base[image]
-    places = places.view(1, 1, *x.shape[1:]).to(x.device)
-    out = []
-    for counts in removed.split(case.batch_size):
-        gone = places < counts.view(-1, 1, 1, 1).to(x.device)
-        rows = torch.where(gone, blank, x)
-        out.append(case.scores(rows, torch.full((len(counts),), image), target).cpu())
-    return torch.cat(out) if out else torch.zeros(0, dtype=torch.float64)
+    return case.once("distinct", find)
