@@ -5,7 +5,7 @@ import importlib
 from convoscope.core.spec import registered
 from convoscope.evaluation.bench.base import Mapper, Task
 
-_MODULES: tuple[str, ...] = ("parts", "analytic")  # the files that hold tasks
+_MODULES: tuple[str, ...] = ("parts", "parts_interventions", "parts_influence", "analytic", "birds")  # the files that hold tasks
 
 __all__ = ["Mapper", "Task", "tasks"]
 

@@ -1,0 +1,175 @@
+"""FunnyBirds' three dimensions on the scenes: is an explanation complete, correct, contrastive? (Hesse et al. 2023)"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Annotated
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from convoscope.core.spec import AtLeast, Paper
+from convoscope.evaluation.bench.base import Mapper, Task
+from convoscope.evaluation.bench.birds_protocols import (
+    checks,
+    complete,
+    crossed,
+    importances,
+    marked,
+    single_deletion,
+    target_sensitivity,
+)
+from convoscope.evaluation.bench.birds_truth import Bird, of_game, sets
+from convoscope.evaluation.bench.parts import SEED, Played, played
+from convoscope.targets import Logit
+
+PAPER = Paper(
+    "hesse2023funnybirds", "Hesse, Robin and Schaub-Meyer, Simone and Roth, Stefan",
+    "FunnyBirds: A synthetic vision dataset for a part-based analysis of explainable AI methods", "ICCV", 2023, "2308.06248",
+)  # fmt: skip
+FEW = 5  # pictures in quick: all else is asked of the maps that the task `parts` has made, other classes are not
+EXACT = "every part is taken away by drawing the scene without it"
+
+
+@dataclass(frozen=True)
+class Flock:
+    """The pictures of `parts`, each with what is known of it; for completeness, what each set of parts would get."""
+
+    played: Played
+    birds: tuple[Bird, ...]
+    best: tuple[tuple[int, float], ...]
+
+
+@lru_cache(maxsize=4)
+def flock(network: str, pictures: int, seed: int) -> Flock:
+    """The same pictures and the same drawings as the task `parts`, made once per process."""
+    truth = played(network, pictures, seed)
+    birds = tuple(of_game(g) for g in truth.games)
+    return Flock(truth, birds, tuple(best_set(b) for b in birds))
+
+
+def best_set(bird: Bird) -> tuple[int, float]:
+    """The set of parts that is the most complete explanation, by its number, and how complete it is; the smallest of equals."""
+    every = sets(bird.parts)
+    around = torch.zeros(len(every), len(bird.names) - bird.parts, dtype=torch.bool)
+    scores = complete(checks(bird, torch.cat([every, around], 1)))
+    good = (scores >= scores.max() - 1e-12).nonzero()[:, 0].tolist()
+    number = min(good, key=lambda s: s.bit_count())
+    return number, float(scores[number])
+
+
+class _Birds(Task, abstract=True):
+    """Base of the three: pictures that the network takes for what they are, and the exact answers."""
+
+    exact, range, paper = EXACT, (0.0, 1.0), PAPER
+
+    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 100
+    seed: Annotated[int, "of the scenes"] = SEED
+    network: Annotated[str, "a network that ships with the package"] = "scenes"
+
+    def quick(self) -> Task:
+        return replace(self, pictures=min(self.pictures, 16))
+
+    @property
+    def flock(self) -> Flock:
+        """What is known of the pictures."""
+        return flock(self.network, self.pictures, self.seed)
+
+    def maps(self, mapper: Mapper) -> Float[Tensor, "pictures height width"]:
+        """The map of each picture for its class."""
+        truth = self.flock.played
+        return mapper(truth.network, truth.x, truth.target, tuple(range(len(truth.x))))
+
+
+class BirdsCompleteness(_Birds):
+    """Are all parts that count marked, and nothing else? The completeness of FunnyBirds, as a share of the best there is.
+
+    A part is marked where it holds more of the map's total than a threshold. Mean of two: does the network still know the
+    picture with the marked parts alone (PC), not without them (DC), and do they contain a smallest sufficient set (CSDC); and
+    how many of the things that do not matter, distractors among them, stay unmarked (D). A set of parts that is perfect in all
+    need not exist, so the mean is divided by that of the best of all sets. One threshold for half of the pictures is chosen on
+    the other half, never on themselves. Pictures that the network gets wrong have no score.
+    """
+
+    title = "FunnyBirds: completeness"
+    measures = "how complete the set of marked parts is, as a share of the best set's"
+
+    def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
+        birds, maps = self.flock.birds, self.maps(mapper)
+        rows = torch.stack([
+            complete(checks(bird, marked(m, bird))) / best
+            for m, bird, (_, best) in zip(maps, birds, self.flock.best, strict=True)
+        ])  # fmt: skip
+        rows[torch.tensor([b.predicted != b.label for b in birds])] = torch.nan
+        return rows.gather(1, crossed(rows, rows)[:, None])[:, 0]
+
+    def oracle(self) -> Mapper:
+        birds, best = self.flock.birds, self.flock.best
+
+        def painted(i: int) -> Tensor:
+            bird = birds[i]
+            return paint(sets(bird.parts)[best[i][0]].double(), bird)
+
+        return lambda network, x, target, places: torch.stack([painted(i) for i in places])
+
+
+class BirdsCorrectness(_Birds):
+    """Do the importances of the parts rank as what taking each away costs? The single deletion protocol of FunnyBirds.
+
+    Spearman's correlation over the parts, halved, plus 1/2. Large parts cost more and hold more of any map, which is why
+    random maps score above 1/2 and a score is read above theirs.
+    """
+
+    title = "FunnyBirds: correctness"
+    measures = "rank correlation of a map's sums over parts with what taking each away costs, halved, plus 1/2"
+
+    def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
+        pairs = zip(self.maps(mapper), self.flock.birds, strict=True)
+        return torch.stack([single_deletion(b, importances(m, b), b.label) for m, b in pairs])
+
+    def oracle(self) -> Mapper:
+        birds = self.flock.birds
+        return lambda network, x, target, places: torch.stack(
+            [paint(birds[i].effects[: birds[i].parts, birds[i].label], birds[i]) for i in places]
+        )
+
+
+class BirdsContrastivity(_Birds):
+    """Is a part more important for the class it speaks for? The target sensitivity protocol of FunnyBirds.
+
+    Two other classes and two parts of each picture are chosen, such that taking the first part away costs the first class
+    clearly more than the second, and the second part the other way round. A map for each class is asked for; of the two
+    comparisons, the share that comes out right. A map that does not depend on the class gets 1/2.
+    """
+
+    title = "FunnyBirds: contrastivity"
+    measures = "share of two parts that are more important for the class they speak for"
+
+    compared: Annotated[int, "in how many of them, the first ones, the two maps are compared", AtLeast(1)] = 50
+
+    def quick(self) -> Task:
+        return replace(super().quick(), compared=min(self.compared, FEW))
+
+    def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
+        truth, birds = self.flock.played, self.flock.birds
+        some = [i for i, b in enumerate(birds) if b.contrast is not None][: self.compared]
+        places = [i for i in some for _ in (0, 1)]
+        classes = [c for i in some for c in birds[i].contrast.classes]  # type: ignore[union-attr]
+        maps = mapper(truth.network, truth.x[places], Logit(tuple(classes)), tuple(places))
+        found = torch.full((len(birds),), torch.nan, dtype=torch.float64)
+        for i, pair in zip(some, maps.split(2), strict=True):
+            first, second = importances(pair, birds[i])
+            found[i] = target_sensitivity(birds[i].contrast, first, second)  # type: ignore[arg-type]
+        return found
+
+    def oracle(self) -> Mapper:
+        birds = self.flock.birds
+        return lambda network, x, target, places: torch.stack(
+            [paint(birds[i].effects[: birds[i].parts, c], birds[i]) for i, c in zip(places, target.index, strict=True)]
+        )
+
+
+def paint(values: Float[Tensor, " parts"], bird: Bird) -> Float[Tensor, "height width"]:
+    """Each part's value spread evenly over its pixels, for masks that do not overlap."""
+    masks = bird.masks[: bird.parts].double()
+    return ((values / masks.flatten(1).sum(1))[:, None, None] * masks).sum(0)

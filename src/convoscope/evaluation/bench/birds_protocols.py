@@ -1,0 +1,136 @@
+"""The protocols of FunnyBirds (Hesse et al. 2023, "FunnyBirds: a synthetic vision dataset for a part-based analysis of
+explainable AI methods", ICCV, 2308.06248), for any pictures whose parts can be taken away.
+
+Each is a function of one picture, of which all is known, and of what a map says of its things: how important each is, or
+which ones it marks as important.
+"""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from convoscope.evaluation.base import spearman
+from convoscope.evaluation.bench.birds_truth import Bird, Contrast, bits
+
+THRESHOLDS = torch.linspace(0.01, 0.5, 80, dtype=torch.float64)  # shares of a map's total, those of the published evaluation
+ROUNDING = 1e-5  # of float32, on the way to a map
+
+Marked = Bool[Tensor, "*some things"]
+
+
+# ---------------------------------------------------------------- what a map says
+def importances(maps: Float[Tensor, "*some height width"], bird: Bird) -> Float[Tensor, "*some things"]:
+    """The sum of a map over the pixels of each thing."""
+    return maps.double().flatten(-2) @ bird.masks.flatten(1).double().T
+
+
+def marked(values: Float[Tensor, "height width"], bird: Bird, plain: bool = False) -> Bool[Tensor, "thresholds things"]:
+    """The things that hold more of the map's total than each threshold.
+
+    The total is the sum over all things, and over the rest of the picture, of what is positive there in all: the plain sum of
+    the map where it is positive, and positive also where it is not. `plain` takes the plain sum, as the published evaluation
+    does; of a map that sums to less than nothing everything above that counts as important.
+    """
+    found, rest = importances(values, bird), values.double()[~bird.masks.any(0)].sum()
+    total = values.double().sum() if plain else torch.cat([found, rest[None]]).clamp(min=0).sum()
+    return found > total * THRESHOLDS[:, None]
+
+
+# ---------------------------------------------------------------- completeness
+def controlled_synthetic_data_check(bird: Bird, found: Marked) -> Float[Tensor, "*some"]:
+    """CSDC: the share of a smallest sufficient set of parts that is marked, of the set where it is greatest.
+
+    NaN where no such set is known, or the network does not know the class.
+    """
+    if not len(bird.sufficient) or bird.predicted != bird.label:
+        return torch.full(found.shape[:-1], torch.nan, dtype=torch.float64)
+    inside = (found[..., None, : bird.parts] & bird.sufficient).sum(-1)
+    return (inside.double() / bird.sufficient.sum(-1)).amax(-1)
+
+
+def preservation_check(bird: Bird, found: Marked) -> Float[Tensor, "*some"]:
+    """PC: whether the network says the same where the parts that are not marked are taken away."""
+    return bird.stays[_set(bird, found)].double()
+
+
+def deletion_check(bird: Bird, found: Marked) -> Float[Tensor, "*some"]:
+    """DC: whether the network says something else where the marked parts are taken away."""
+    return (~bird.stays[len(bird.kept) - 1 - _set(bird, found)]).double()
+
+
+def distractibility(bird: Bird, found: Marked) -> Float[Tensor, "*some"]:
+    """D: the share of the irrelevant things, surroundings among them, that are not marked. NaN where all are relevant."""
+    return 1 - (found & bird.irrelevant).sum(-1).double() / bird.irrelevant.sum()
+
+
+COMPLETENESS = {
+    "CSDC": controlled_synthetic_data_check, "PC": preservation_check, "DC": deletion_check, "D": distractibility,
+}  # fmt: skip
+
+
+def checks(bird: Bird, found: Marked) -> Float[Tensor, "protocols *some"]:
+    """CSDC, PC, DC and D."""
+    return torch.stack([protocol(bird, found) for protocol in COMPLETENESS.values()])
+
+
+def complete(values: Float[Tensor, "protocols *some"]) -> Float[Tensor, "*some"]:
+    """Completeness: the mean of D and of the mean of CSDC, PC and DC, of those that are defined."""
+    return torch.stack([values[:3].nanmean(0), values[3]]).nanmean(0)
+
+
+def _set(bird: Bird, found: Marked) -> Int[Tensor, "*some"]:
+    return bits(found[..., : bird.parts])
+
+
+# ---------------------------------------------------------------- correctness
+def single_deletion(bird: Bird, found: Float[Tensor, " things"], label: int | None = None) -> Float[Tensor, ""]:
+    """SD: how the importances of the parts rank with what taking each away costs the class, 0..1; 1/2 for equal ones.
+
+    Spearman's correlation, halved, plus 1/2. NaN where all cost the same. The class is the predicted one.
+    """
+    cost = bird.effects[: bird.parts, bird.predicted if label is None else label]
+    if len(cost) < 2 or bool((cost == cost[0]).all()):
+        return torch.tensor(torch.nan, dtype=torch.float64)
+    return spearman(found[: bird.parts], cost).nan_to_num(0.0) / 2 + 0.5
+
+
+# ---------------------------------------------------------------- contrastivity
+def target_sensitivity(
+    contrast: Contrast, first: Float[Tensor, " things"], second: Float[Tensor, " things"], ties: float = 0.5
+) -> Float[Tensor, ""]:
+    """TS: of two comparisons the share that comes out right: parts that speak for a class are more important for it.
+
+    `first` and `second` are the importances for the two classes. A map that is the same for both, up to rounding, gets `ties`.
+    """
+    found = []
+    for parts, own, other in ((contrast.parts[0], first, second), (contrast.parts[1], second, first)):
+        more, less = own[: len(parts)][parts].sum(), other[: len(parts)][parts].sum()
+        same = (more - less).abs() <= ROUNDING * (more.abs() + less.abs())
+        found.append(torch.where(same, ties, (more > less).double()))
+    return torch.stack(found).mean()
+
+
+# ---------------------------------------------------------------- the network alone
+def background_independence(bird: Bird) -> Float[Tensor, " surroundings"]:
+    """BI: for each of the surroundings, whether the network does without."""
+    return bird.irrelevant[bird.parts :].double()
+
+
+# ---------------------------------------------------------------- one threshold for many pictures
+def crossed(values: Float[Tensor, "pictures thresholds"], of: Float[Tensor, "pictures thresholds"]) -> Int[Tensor, " pictures"]:
+    """Which threshold each picture takes: the one that is best, by `of`, for the pictures of the other half.
+
+    Halves are the even and the odd rows. Of equally good ones the middle. With one picture alone, the first threshold.
+    """
+    found = torch.zeros(len(values), dtype=torch.long)
+    for half in (0, 1):
+        if len(of[1 - half :: 2]):
+            found[half::2] = middle(of[1 - half :: 2].nanmean(0))
+    return found
+
+
+def middle(scores: Float[Tensor, " thresholds"]) -> int:
+    """The middle one of the best."""
+    scores = scores.nan_to_num(-torch.inf)
+    best = (scores >= scores.max() - 1e-12).nonzero()[:, 0]
+    return int(best[(len(best) - 1) // 2])
