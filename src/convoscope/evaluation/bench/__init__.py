@@ -5,7 +5,8 @@ import importlib
 from convoscope.core.spec import registered
 from convoscope.evaluation.bench.base import Mapper, Task
 
-_MODULES: tuple[str, ...] = ("parts", "parts_interventions", "parts_influence", "analytic", "birds")  # the files that hold tasks
+# The files that hold tasks.
+_MODULES: tuple[str, ...] = ("parts", "parts_interventions", "parts_influence", "analytic", "birds")
 
 __all__ = ["Mapper", "Task", "tasks"]
 
