@@ -30,11 +30,12 @@ REMEMBERED = 256  # maps of one method, for tasks that ask for the same ones
 KEPT = ("parts", 16)  # of which task, and of how many of its pictures, the maps stay with the result
 MOST = 8  # threads
 
-LIMITS = {"steps": 12, "samples": 64, "masks": 64, "permutations": 2}
+LIMITS = {"steps": 10, "samples": 48, "masks": 48, "permutations": 2}
 FEWER: dict[str, dict[str, int]] = {  # what the limits leave too dear: gradients of many samples, and products of settings
-    "deep-lift-shap": {"samples": 8}, "expected-gradients": {"samples": 16}, "is-cam": {"channels": 32, "steps": 2},
-    "smooth-grad": {"samples": 8}, "smooth-grad-cam-plus-plus": {"samples": 8}, "smooth-grad-squared": {"samples": 8},
-    "sobol": {"samples": 1}, "ss-cam": {"channels": 32, "samples": 2}, "var-grad": {"samples": 8},
+    "deep-lift-shap": {"samples": 4}, "expected-gradients": {"samples": 12}, "is-cam": {"channels": 32, "steps": 2},
+    "score-cam": {"channels": 48}, "smooth-grad": {"samples": 8}, "smooth-grad-cam-plus-plus": {"samples": 8},
+    "smooth-grad-squared": {"samples": 8}, "sobol": {"samples": 1}, "ss-cam": {"channels": 32, "samples": 2},
+    "var-grad": {"samples": 8},
 }  # fmt: skip
 
 
@@ -85,12 +86,15 @@ def cheap(method: Method) -> Method:
 
 
 def _limited(spec: Any) -> Any:
-    limits, changes = {**LIMITS, **FEWER.get(spec.name, {})}, {}
+    own = FEWER.get(spec.name, {})
+    limits, changes = {**LIMITS, **own}, {}
     for info in fields_of(type(spec)):
         value = getattr(spec, info.name)
         if isinstance(value, Spec):
             changes[info.name] = _limited(value)
-        elif info.name in limits and isinstance(value, int) and value > limits[info.name]:
+        elif (value is None and info.name in own) or (
+            info.name in limits and isinstance(value, int) and value > limits[info.name]
+        ):
             changes[info.name] = limits[info.name]
     return dataclasses.replace(spec, **changes) if changes else spec
 
