@@ -97,11 +97,13 @@ def test_what_has_no_influence_is_exactly_zero_and_the_rest_sums_to_the_change(k
 
 
 def test_a_batch_norm_changes_the_numbers_inside_and_not_the_network() -> None:
+    before = torch.get_rng_state()
     for kind in KINDS:
         plain, norm = network_of(kind, 4), network_of(kind, 4, norm=True)
-        x = torch.rand(3, 3, 24, 24, dtype=torch.float64)
+        x = torch.rand(3, 3, 24, 24, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
         assert not torch.allclose(plain.features[0].weight, norm.features[0].weight)
         assert torch.allclose(plain(x), norm(x), atol=1e-9)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_the_oracle_is_perfect_and_noise_knows_nothing() -> None:

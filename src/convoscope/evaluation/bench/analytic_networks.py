@@ -59,8 +59,8 @@ def network_of(kind: Kind, seed: int = 0, norm: bool = False) -> nn.Module:
 
     With `norm` a batch norm with other numbers of its own follows the convolution, and what the network computes is the same.
     """
-    made = _linear(seed) if kind == "linear" else _detecting(kind, seed)
-    module = made.double()
+    with torch.random.fork_rng(devices=[]):  # making layers draws numbers
+        module = (_linear(seed) if kind == "linear" else _detecting(kind, seed)).double()
     if norm:
         module.features.insert(1, _behind(module.features[0], seeded(seed, "norm", kind)))
     return module.eval().requires_grad_(False)
