@@ -7,7 +7,8 @@ from torch import nn
 import convoscope as cs
 from convoscope.evaluation import ParameterRandomization, RandomLogit, data_randomization
 from convoscope.evaluation.randomization import layers_with_weights, randomized_steps, similarity, ssim
-from convoscope.testing.metrics import Linear, _made, oracle
+from convoscope.testing.cases import Linear, oracle
+from convoscope.testing.making import made_of
 
 
 def test_structural_similarity_is_that_of_scikit_image() -> None:
@@ -76,7 +77,7 @@ def network() -> cs.Network:
 def case_of(net: cs.Network, *methods) -> cs.Case:
     case, _ = oracle()
     case.network = net
-    return _made(case, *methods)
+    return made_of(case, *methods)
 
 
 def test_each_layer_gets_a_shuffle_of_its_own() -> None:
@@ -120,6 +121,6 @@ def test_a_twin_with_other_weights() -> None:
     case, _ = oracle()
     same = cs.Network(Linear(case.network.module.weights.detach().clone()), size=12, channels=1)
     flipped = cs.Network(Linear(-case.network.module.weights.detach().clone()), size=12, channels=1)
-    made = _made(case, "gradient")
+    made = made_of(case, "gradient")
     assert torch.allclose(data_randomization(made, same), torch.ones(1, 3, dtype=torch.float64))
     assert torch.allclose(data_randomization(made, flipped), -torch.ones(1, 3, dtype=torch.float64), atol=1e-6)

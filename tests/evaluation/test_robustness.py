@@ -6,7 +6,8 @@ from torch import nn
 import convoscope as cs
 from convoscope.evaluation import AverageSensitivity, LocalLipschitz, MaxSensitivity, RelativeInputStability
 from convoscope.evaluation.robustness import changed
-from convoscope.testing.metrics import _made, oracle
+from convoscope.testing.making import made_of
+from convoscope.testing.metrics import oracle
 
 
 class Square(nn.Module):
@@ -24,7 +25,7 @@ class Square(nn.Module):
 def square() -> cs.Case:
     case, _ = oracle()
     case.network = cs.Network(Square(), size=12, channels=1)
-    return _made(case, "gradient")
+    return made_of(case, "gradient")
 
 
 def test_a_map_that_is_the_picture_changes_as_it_does() -> None:

@@ -6,6 +6,7 @@ from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
 from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
 from convoscope.evaluation.information import AIC, SIC, median_curve
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
+from convoscope.evaluation.montage import DiFull, GridPointingGame
 from convoscope.evaluation.randomization import ParameterRandomization, RandomLogit, data_randomization
 from convoscope.evaluation.removal import (
     AverageDrop,
@@ -39,11 +40,13 @@ __all__ = [
     "Completeness",
     "Comprehensiveness",
     "Deletion",
+    "DiFull",
     "EffectiveComplexity",
     "EnergyPointing",
     "Entropy",
     "FaithfulnessCorrelation",
     "Gini",
+    "GridPointingGame",
     "IncreaseInConfidence",
     "Infidelity",
     "InputInvariance",

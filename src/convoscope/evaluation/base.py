@@ -28,9 +28,10 @@ class Metric(Spec, kind="metric", abstract=True):
 
     `direction`: +1 where higher is better, -1 where lower is, 0 where neither is. `range`: between which numbers it lies.
     `unit`: what it measures, where `{target}` stands for the unit of the target. `needs` lists what a case must have beside
-    maps: "truth" (a mask of each image), "methods" (maps can be made anew). `scale_free`: a map and its multiples score alike.
-    `blind`: it looks at the values of a map alone, neither at the network nor at where they are. `shared`: its passes serve all
-    methods at once.
+    maps: "truth" (a mask of each image), "methods" (maps can be made anew), "classes" (images of several classes).
+    `scale_free`: a map and its multiples score alike. `blind`: it looks at the values of a map alone, neither at the network
+    nor at where they are. `still`: the score of a map that does not know the network, for metrics that randomize it. `shared`:
+    its passes serve all methods at once.
     """
 
     title: ClassVar[str]
@@ -42,6 +43,7 @@ class Metric(Spec, kind="metric", abstract=True):
     scale_free: ClassVar[bool] = True
     blind: ClassVar[bool] = False
     shared: ClassVar[bool] = False
+    still: ClassVar[float] = 1.0
     use: ClassVar[str] = ""
     drawback: ClassVar[str] = ""
 
