@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import convoscope as cs
-from convoscope.core.errors import ImageError, UsageError
+from convoscope.core.errors import ImageError, UnsupportedError, UsageError
 from convoscope.data.funny_birds import FunnyBirds
 from convoscope.data.parts import Rivals
 
@@ -29,15 +30,17 @@ SPOTS = {"beak": (2, 2), "eye": (2, 10), "foot": (10, 2), "tail": (10, 10), "win
 AROUND = ((18, 10), (18, 18))
 
 
-def drawn(parts: tuple[str, ...], around: tuple[int, ...], masks: bool) -> Image.Image:
+def drawn(of: int, parts: tuple[str, ...], around: tuple[int, ...], masks: bool) -> Image.Image:
+    """A bird of class `of`: its parts are red in their first model and green in their second, the background is blue."""
     pixels = np.zeros((24, 24, 4), np.uint8)
     pixels[..., 3] = 255
     for name in parts:
         y, x = SPOTS[name]
-        pixels[y : y + 4, x : x + 4, :3] = COLORS[name] if masks else (200, 100, 50)
+        color = ((255, 0, 0), (0, 255, 0))[CLASSES[of][tuple(PARTS).index(name)]]
+        pixels[y : y + 4, x : x + 4, :3] = COLORS[name] if masks else color
     for k in around:
         y, x = AROUND[k]
-        pixels[y : y + 4, x : x + 4, :3] = (204, 204, 204 + k) if masks else (90, 90, 90)
+        pixels[y : y + 4, x : x + 4, :3] = (204, 204, 204 + k) if masks else (0, 0, 255)
     return Image.fromarray(pixels)
 
 
@@ -58,13 +61,13 @@ def written(root: Path) -> Path:
         for name, number in zip(names, numbers, strict=True):
             params |= {f"{name}_{k}": v for k, v in PARTS[name][number].items()}
         rows.append({**params, "bg_objects": "3,0,", "bg_radius": "120,150,"})
-        saved(drawn(names, (0, 1), False), root / f"test/{i}/{i:06d}.png")
-        saved(drawn(names, (0, 1), True), root / f"test_part_map/{i}/{i:06d}.png")
+        saved(drawn(i, names, (0, 1), False), root / f"test/{i}/{i:06d}.png")
+        saved(drawn(i, names, (0, 1), True), root / f"test_part_map/{i}/{i:06d}.png")
         folder = root / f"test_interventions/{i}/{i:06d}"
         for kept in itertools.chain.from_iterable(itertools.combinations(names, n) for n in range(6)):
-            saved(drawn(kept, (0, 1), False), folder / f"body_{'_'.join(sorted(kept))}.png")
+            saved(drawn(i, kept, (0, 1), False), folder / f"body_{'_'.join(sorted(kept))}.png")
         for k in (0, 1):
-            saved(drawn(names, (1 - k,), False), folder / f"background_interventions/{k}.png")
+            saved(drawn(i, names, (1 - k,), False), folder / f"background_interventions/{k}.png")
     (root / "dataset_test.json").write_text(json.dumps(rows))
     return root
 
@@ -101,7 +104,8 @@ def test_interventions(root: Path) -> None:
     assert birds.without(3, list(PARTS)).endswith("body_.png")
     assert birds.without(3, ["background 1"]).endswith("background_interventions/1.png")
     y, x = SPOTS["foot"]
-    assert np.asarray(Image.open(birds.without(1, ["foot"])))[y, x, 0] == 0
+    assert np.asarray(Image.open(birds.without(1, ["foot"])))[y, x].tolist() == [0, 0, 0, 255]
+    assert np.asarray(Image.open(birds.without(1, ["eye"])))[y, x].tolist() == [0, 255, 0, 255]
     with pytest.raises(UsageError, match=r"no 'tale'.*did you mean 'tail'"):
         birds.without(0, ["tale"])
     with pytest.raises(UsageError, match="one at a time"):
@@ -173,3 +177,113 @@ def test_masks_of_another_kind_are_refused(root: Path) -> None:
     Image.new("L", (24, 24)).save(root / "test_part_map/0/000000.png")
     with pytest.raises(ImageError, match="mode L"):
         FunnyBirds(root).segments(0)
+
+
+# ---------------------------------------------------------------- the protocols
+WORTH = {"beak": 5.0, "eye": 1.0, "foot": 3.0, "tail": 2.0, "wing": 4.0}
+
+
+def expert(around: float = 0.0) -> cs.Network:
+    """A linear network: a class gets a part's worth where the part is of its model, and `around` from the second object."""
+    conv = nn.Conv2d(3, len(CLASSES), 24, bias=False)
+    nn.init.zeros_(conv.weight)
+    with torch.no_grad():
+        for k, models in enumerate(CLASSES):
+            for (name, (y, x)), model in zip(SPOTS.items(), models, strict=True):
+                conv.weight[k, model, y : y + 4, x : x + 4] = WORTH[name] / 16
+            y, x = AROUND[1]
+            conv.weight[k, 2, y : y + 4, x : x + 4] = around / 16
+    return cs.Network(nn.Sequential(conv, nn.Flatten()).double(), 24)
+
+
+def column(found, name: str, protocol: str) -> float:
+    return next(r for r in found.rows() if r["method"] == name)[protocol]
+
+
+def test_an_exact_explanation_is_right_in_every_protocol(root: Path) -> None:
+    found = cs.birds_protocols(expert(), FunnyBirds(root), ["input-x-gradient"])
+    assert (found.accuracy, found.background_independence) == (1.0, 1.0)
+    row = {k: column(found, "input-x-gradient", k) for k in ("CSDC", "PC", "D", "SD", "TS", "correctness", "contrastivity")}
+    assert row == dict.fromkeys(row, pytest.approx(1.0))
+    assert column(found, "random", "SD") < 1
+    assert column(found, "random", "TS") == column(found, "edges", "TS") == 0.5  # the same map for both classes
+    assert found.of_maps[0, 5].isnan().tolist() == [False, True, True, True]  # only bird 0 has rivals
+    table = found.table()
+    assert list(table["method"]) == ["input-x-gradient", "random", "edges"]
+    assert found.to_dict()["pictures"] == 4
+
+
+def test_a_wrong_explanation_is_wrong(root: Path) -> None:
+    net = expert()
+
+    def negated(network, x, target, places):
+        return -cs.explain(network, x, "input-x-gradient", target).heatmap()
+
+    def elsewhere(network, x, target, places):  # everything on one of the two objects in the background
+        found = (x[:, 2] > 0).double()
+        found[:, :, : AROUND[1][1] - 2] = 0
+        return found
+
+    found = cs.birds_protocols(net, FunnyBirds(root), mappers={"negated": negated, "elsewhere": elsewhere}, nulls=())
+    assert (column(found, "negated", "SD"), column(found, "negated", "TS")) == (pytest.approx(0.0), 0.0)
+    for name in ("negated", "elsewhere"):
+        assert (column(found, name, "CSDC"), column(found, name, "DC")) == (0.0, 0.0)
+    assert column(found, "elsewhere", "D") == 0.5
+    assert column(found, "negated", "D") == 1.0
+
+
+def test_the_background_of_a_network_that_looks_at_it(root: Path) -> None:
+    found = cs.birds_protocols(expert(around=2.0), FunnyBirds(root), ["input-x-gradient"], nulls=())
+    assert found.background_independence == 0.5  # 2 of 17 is more than a twentieth
+    assert cs.birds_protocols(expert(around=0.5), FunnyBirds(root), nulls=("random",)).background_independence == 1.0
+
+
+@pytest.mark.parametrize("spots", [("wing",), tuple(PARTS), ("beak", "wing"), ("eye",)])
+def test_deletion_and_preservation_by_hand(root: Path, spots: tuple[str, ...]) -> None:
+    def winner(parts: set[str]) -> int:  # the class that gets most from these parts of bird 0, the first of equals
+        worth = [
+            sum(WORTH[p] for p, model, own in zip(PARTS, c, CLASSES[0], strict=True) if p in parts and model == own)
+            for c in CLASSES
+        ]
+        return worth.index(max(worth))
+
+    marks = torch.zeros(1, 24, 24)
+    for y, x in (SPOTS[name] for name in spots):
+        marks[:, y : y + 4, x : x + 4] = 1
+    mine = {"mine": lambda network, x, target, places: marks.expand(len(x), -1, -1)}
+    found = cs.birds_protocols(expert(), FunnyBirds(root).subset([0, 0]), mappers=mine, nulls=())
+    assert column(found, "mine", "PC") == float(winner(set(spots)) == 0)
+    assert column(found, "mine", "DC") == float(winner(set(PARTS) - set(spots)) != 0)
+
+
+def test_as_published_takes_one_threshold_for_all(root: Path) -> None:
+    data = FunnyBirds(root)
+    fair = cs.birds_protocols(expert(), data, ["input-x-gradient"])
+    published = cs.birds_protocols(expert(), data, ["input-x-gradient"], as_published=True)
+    assert len(published.thresholds[1].unique()) == 1
+    assert column(published, "random", "completeness") >= column(fair, "random", "completeness")
+    assert column(published, "edges", "TS") == 0.0  # ties are lost
+
+
+def test_results_are_saved(root: Path, tmp_path: Path) -> None:
+    def refusing(network, x, target, places):
+        raise UnsupportedError("not for this network")
+
+    found = cs.birds_protocols(expert(), FunnyBirds(root), mappers={"mine": refusing})
+    assert found.left_out == {"mine": "not for this network"}
+    assert np.isnan(column(found, "mine", "mean"))
+    assert json.loads(found.save(tmp_path / "birds.json").read_text())["rows"][0]["mean"] is None
+    assert found.save(tmp_path / "birds.csv").read_text().startswith("method,CSDC,PC,DC,D,SD,TS,completeness")
+    with pytest.raises(UsageError, match=r"expected \.csv or \.json"):
+        found.save(tmp_path / "birds.xlsx")
+
+
+def test_what_cannot_be_judged_is_said(root: Path) -> None:
+    with pytest.raises(UsageError, match="such as FunnyBirds"):
+        cs.birds_protocols(expert(), cs.open_dataset("scenes:3"))
+    with pytest.raises(UsageError, match="two pictures or more"):
+        cs.birds_protocols(expert(), FunnyBirds(root).subset([0]))
+    with pytest.raises(UsageError, match="two maps have one name"):
+        cs.birds_protocols(expert(), FunnyBirds(root), ["gradient"], mappers={"gradient": None})
+    with pytest.raises(UsageError, match="no null 'noise'"):
+        cs.birds_protocols(expert(), FunnyBirds(root), nulls=("noise",))

@@ -140,9 +140,9 @@ def test_a_contrast_has_to_be_borne_out() -> None:
 def test_the_threshold_of_a_picture_is_chosen_on_others() -> None:
     values = torch.zeros(4, 5)
     values[0::2, 1], values[1::2, 3] = 1, 1
-    assert protocols.crossed(values, values).tolist() == [3, 1, 3, 1]  # what is best for the other half, not for its own
+    assert protocols.crossed(values).tolist() == [3, 1, 3, 1]  # what is best for the other half, not for its own
     assert protocols.middle(torch.tensor([0.0, 1, 1, 1, 0])) == 2
-    assert protocols.crossed(values[:1], values[:1]).tolist() == [0]
+    assert protocols.crossed(values[:1]).tolist() == [0]
 
 
 # ---------------------------------------------------------------- the scenes

@@ -101,7 +101,7 @@ class BirdsCompleteness(_Birds):
             for m, bird, (_, best) in zip(maps, birds, self.flock.best, strict=True)
         ])  # fmt: skip
         rows[torch.tensor([b.predicted != b.label for b in birds])] = torch.nan
-        return rows.gather(1, crossed(rows, rows)[:, None])[:, 0]
+        return rows.gather(1, crossed(rows)[:, None])[:, 0]
 
     def oracle(self) -> Mapper:
         birds, best = self.flock.birds, self.flock.best

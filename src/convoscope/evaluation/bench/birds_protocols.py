@@ -117,15 +117,15 @@ def background_independence(bird: Bird) -> Float[Tensor, " surroundings"]:
 
 
 # ---------------------------------------------------------------- one threshold for many pictures
-def crossed(values: Float[Tensor, "pictures thresholds"], of: Float[Tensor, "pictures thresholds"]) -> Int[Tensor, " pictures"]:
-    """Which threshold each picture takes: the one that is best, by `of`, for the pictures of the other half.
+def crossed(values: Float[Tensor, "pictures thresholds"]) -> Int[Tensor, " pictures"]:
+    """Which threshold each picture takes: the one that is best for the pictures of the other half.
 
     Halves are the even and the odd rows. Of equally good ones the middle. With one picture alone, the first threshold.
     """
     found = torch.zeros(len(values), dtype=torch.long)
     for half in (0, 1):
-        if len(of[1 - half :: 2]):
-            found[half::2] = middle(of[1 - half :: 2].nanmean(0))
+        if len(values[1 - half :: 2]):
+            found[half::2] = middle(values[1 - half :: 2].nanmean(0))
     return found
 
 
