@@ -7,6 +7,7 @@ import typer
 from convoscope.cli import (
     atlas,
     attack,
+    bench,
     color,
     compare,
     concepts,
@@ -74,6 +75,7 @@ app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.metrics)
+app.command()(bench.bench)
 app.command()(color.color)
 app.command()(maximize.maximize)
 app.command()(dream.dream)

@@ -1,0 +1,113 @@
+"""`convoscope bench`: which method finds the answer where the answer is known, and which metric would have told."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convoscope.cli import options as opt
+
+
+def bench(
+    methods: Annotated[
+        str, typer.Option(metavar="NAMES", help="Methods, with commas between; settings behind a colon; 'all' for all.")
+    ] = "all",
+    tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks, likewise; --list shows them.")] = "all",
+    full: Annotated[
+        bool, typer.Option("--full", help="All pictures and each method's own settings: minutes instead of seconds.")
+    ] = False,
+    listed: Annotated[bool, typer.Option("--list", help="Show the tasks and what they ask, and stop.")] = False,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out", "-o", metavar="FILE",
+            help="A page (.html), a picture (.png), rows (.csv) or all scores (.json); may be repeated. Default: none.",
+        ),
+    ] = None,
+    seed: opt.Seed = 0,
+    as_json: opt.JSON = False,
+) -> None:  # fmt: skip
+    """Rank methods by tasks of which the right answer is known exactly, then the metrics by how well they agree."""
+    from convoscope.cli.evaluate import check_ending
+    from convoscope.cli.terminal import Progress, print_json
+    from convoscope.cli.work import choose_methods, command_line, jsonable, split_methods
+    from convoscope.evaluation.bench import tasks as known
+    from convoscope.evaluation.bench.run import bench as run
+    from convoscope.files import check_writable, write_text
+
+    if listed:
+        _list(as_json)
+        return
+    for path in out or []:
+        check_ending(path)
+        check_writable(path)
+    asked: list[Any] = list(known()) if tasks == "all" else list(split_methods(tasks))
+    choose_methods([methods], {}, ())  # wrong names are told before any work
+    chosen = None if methods == "all" else split_methods(methods)
+    with Progress("benchmark, methods") as progress:
+        found = run(chosen, asked, quick=not full, seed=seed, progress=progress)
+    metrics = _metrics(found)
+    for path in out or []:
+        if path.suffix.lower() in (".html", ".htm"):
+            from convoscope.evaluation.bench import drawing
+
+            write_text(path, drawing.page(found, metrics, command_line()))
+        else:
+            found.save(path)
+    if as_json:
+        extra = {"metrics": metrics.to_dict()} if metrics else {}
+        document = {"schema": "convoscope.bench/1", **found.to_dict(), **extra, "files": [str(p) for p in out or []]}
+        print_json(jsonable(document))
+        return
+    _tell(found, metrics, out or [])
+
+
+def _metrics(found: Any) -> Any:
+    """The ranking of the metrics, where the task that it is judged by was run with methods enough to rank."""
+    try:
+        from convoscope.evaluation.bench.ranking import rank_metrics
+    except ImportError:
+        return None
+    return rank_metrics(found) if "parts" in found.kept and len(found.methods) > 2 else None
+
+
+def _list(as_json: bool) -> None:
+    from convoscope.cli.terminal import console, print_json, table
+    from convoscope.evaluation.bench import tasks as known
+
+    if as_json:
+        rows = [{"name": n, "title": t.title, "exact": t.exact, "measures": t.measures, "range": list(t.range),
+                 "about": " ".join((t.__doc__ or "").split())} for n, t in known().items()]  # fmt: skip
+        print_json({"schema": "convoscope.tasks/1", "tasks": rows})
+        return
+    console().print(table(("task", "measures", "exact because"), [(n, t.measures, t.exact) for n, t in known().items()]))
+
+
+def _tell(found: Any, metrics: Any, files: list[Path]) -> None:
+    from convoscope.cli.terminal import console, note, table
+    from convoscope.files import size_text
+
+    names = [o.task.name for o in found.outcomes]
+    skills = {(r["task"], r["method"]): r["skill"] for r in found.rows()}
+    rows = []
+    for r in found.ranking():
+        each = [_skill(skills[task, r["method"]]) for task in names]
+        rows.append((r["method"], r["rank"] or "", _skill(r["skill"]), f"{_skill(r['low'])} to {_skill(r['high'])}", *each))
+    heads = ("method", "rank", "skill", "95 % interval", *names)
+    console().print("Skill: 0 is what random maps reach, 1 the right answer; the mean over tasks, then each", style="bold")
+    console().print(table(heads, rows, right=("rank", "skill", *names)))
+    if metrics is not None:
+        console().print("\nWhich metric, which needs no truth, ranks the methods as the truth of 'parts' does?", style="bold")
+        cells = [(r["metric"], _skill(r["agreement"]), f"{_skill(r['low'])} to {_skill(r['high'])}") for r in metrics.rows()]
+        console().print(table(("metric", "agreement", "95 % interval"), cells, right=("agreement",)))
+    for outcome in found.outcomes:
+        for name, reason in outcome.reasons.items():
+            note(f"{name} has no score on {outcome.task.name}: {reason}")
+    quick = ", quick: fewer pictures and samples; --full takes all" if found.quick else ""
+    note(f"{found!r} in {found.seconds:.0f} s{quick}")
+    for path in files:
+        console().print(f"{path} ({size_text(path)})")
+
+
+def _skill(value: float) -> str:
+    return "" if value != value else f"{value:.2f}"
