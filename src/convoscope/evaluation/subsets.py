@@ -50,7 +50,7 @@ def asked(
     """
     key = (size, count, shape)
     said, lost = [], []
-    for some in chunks(count, max(1, case.room // (9 * case.x[0, 0].numel()))):
+    for some in chunks(count, max(1, case.room // (18 * case.x[0, 0].numel()))):
         masks = _masks(case, size, count, shape, some)
         said.append(case.once(("sums", *key, some), lambda masks=masks: sums(case, masks)))
         of = fill if not isinstance(fill, Tensor) else id(fill)
@@ -59,13 +59,14 @@ def asked(
 
 
 def _masks(case: Case, size: int, count: int, shape: str, some: range) -> Tensor:
-    """The masks of all images of an evaluation, held if they fit into the room for them."""
+    """The masks of all images of an evaluation, those held for which half of the room suffices."""
     key = ("subsets", size, shape, some, tuple(case.x.shape[2:]))
     if key not in case.kept:
         masks = subsets(case, size, count, shape, some)
-        if count * masks.shape[1] > case.room:
+        held = case.kept.get("bytes of subsets", 0) + masks.numel()
+        if held > case.room // 2:
             return masks
-        case.kept[key] = masks
+        case.kept[key], case.kept["bytes of subsets"] = masks, held
     return case.kept[key]
 
 

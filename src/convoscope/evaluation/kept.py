@@ -1,0 +1,70 @@
+"""Finished parts of an evaluation on disk: a metric on some images, whole or absent, found by all that it depends on."""
+
+import contextlib
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from convoscope.engine.keys import digest
+from convoscope.engine.store import write_durably
+from convoscope.files import make_folder
+
+FORMAT = "convoscope.evaluation/1"
+
+
+@dataclass
+class Part:
+    """The scores `(methods, images)` of a metric, why some methods have none, the metric's unit and what it cost."""
+
+    scores: Tensor
+    unit: str = ""
+    passes: int = 0
+    explained: int = 0
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+class Kept:
+    """A folder with a file for each metric and group of images. Damaged files count as absent."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        make_folder(self.folder)
+
+    def path(self, *what: Any) -> Path:
+        """The file of what depends on all of this and on nothing else."""
+        return self.folder / f"{digest(FORMAT, *what)}.evaluation.safetensors"
+
+    def find(self, path: Path) -> Part | None:
+        """What `keep` was given, to the bit."""
+        try:
+            with safe_open(path, "pt") as file:
+                said, scores = file.metadata()["said"], file.get_tensor("scores")
+                checked = file.metadata()["checksum"] == _checksum(said, scores)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+            return None
+        return Part(scores, **json.loads(said)) if checked else None
+
+    def keep(self, path: Path, part: Part) -> None:
+        """Writes a part: afterwards it is on the disk."""
+        about = {"unit": part.unit, "passes": part.passes, "explained": part.explained, "left_out": part.left_out}
+        said, scores = json.dumps(about), part.scores.contiguous()
+        write_durably(path, [save({"scores": scores}, {"said": said, "checksum": _checksum(said, scores)})])
+
+    def clear(self) -> None:
+        """Removes the parts, and the folder if nothing else is in it."""
+        for path in self.folder.glob("*.evaluation.safetensors"):
+            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+
+def _checksum(said: str, scores: Tensor) -> str:
+    raw = scores.contiguous().view(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(said.encode() + str(tuple(scores.shape)).encode() + raw.tobytes(), digest_size=16).hexdigest()
