@@ -1,12 +1,20 @@
 """Randomized networks, and what alike means."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import convoscope as cs
-from convoscope.evaluation import ParameterRandomization, RandomLogit, data_randomization
-from convoscope.evaluation.randomization import layers_with_weights, randomized_steps, similarity, ssim
+from convoscope.evaluation import (
+    EfficientRandomization,
+    ParameterRandomization,
+    RandomLogit,
+    SmoothRandomization,
+    data_randomization,
+)
+from convoscope.evaluation.base import seeded
+from convoscope.evaluation.randomization import histogram_entropy, layers_with_weights, randomized_steps, similarity, ssim
 from convoscope.testing.cases import Linear, oracle
 from convoscope.testing.making import made_of
 
@@ -124,3 +132,67 @@ def test_a_twin_with_other_weights() -> None:
     made = made_of(case, "gradient")
     assert torch.allclose(data_randomization(made, same), torch.ones(1, 3, dtype=torch.float64))
     assert torch.allclose(data_randomization(made, flipped), -torch.ones(1, 3, dtype=torch.float64), atol=1e-6)
+
+
+@pytest.mark.parametrize("bins", [2, 7, 100])
+def test_entropy_of_a_histogram_is_that_of_numpy(bins) -> None:
+    maps = torch.randn(4, 9, 11, generator=torch.Generator().manual_seed(5), dtype=torch.float64) - 3
+    maps[2] = 4.0
+    for row, found in zip(maps, histogram_entropy(maps, bins), strict=True):
+        share = np.histogram(row.numpy(), bins=bins)[0] / row.numel()
+        assert float(found) == pytest.approx(-sum(p * np.log(p) for p in share if p), abs=1e-12)
+    assert histogram_entropy(maps, bins)[2] == 0
+
+
+def test_efficient_randomization_is_the_rise_of_the_entropy() -> None:
+    net = network()
+    made = case_of(net, "gradient", "input-x-gradient")
+    (twin,) = randomized_steps(made, "once")
+    for number, method in enumerate(("gradient", "input-x-gradient")):
+        after = histogram_entropy(cs.explain(twin, made.x, method, 1).heatmap(), 30)
+        before = histogram_entropy(made.maps[number], 30)
+        found = EfficientRandomization(bins=30).score(made)[number]
+        assert torch.allclose(found, (after - before) / before, atol=1e-9)
+        assert (found != 0).all()
+    assert EfficientRandomization().passes(made) == 1
+
+
+def test_smooth_maps_are_the_mean_over_noisy_copies() -> None:
+    net = network()
+    made = case_of(net, "input-x-gradient")
+    made.places = (4, 0, 7)
+    copies = []
+    for k in range(3):
+        drawn = [torch.randn(1, 12, 12, generator=seeded(0, "smooth", k, p)) for p in made.places]
+        copies.append(made.x + 0.05 * torch.stack(drawn).double())
+
+    def mean(net: cs.Network) -> torch.Tensor:
+        return torch.stack([cs.explain(net, c, "input-x-gradient", 1).heatmap().double() for c in copies]).mean(0)
+
+    expected = [similarity(mean(net), mean(twin), "spearman") for twin in randomized_steps(made, "top-down")]
+    assert torch.allclose(SmoothRandomization(smooth=3).score(made)[0], torch.stack(expected).mean(0), atol=1e-9)
+    assert SmoothRandomization().smooth == 10
+    assert ParameterRandomization().smooth == 1
+    assert SmoothRandomization(smooth=3).passes(made) == 3 * (1 + len(layers_with_weights(net.module)))
+    assert ParameterRandomization(order="once").passes(made) == 2
+
+
+def test_noise_of_smooth_maps_is_in_pixels() -> None:
+    """A picture stored in other units gets the same noise."""
+    plain = network()
+    other = cs.Network(nn.Sequential(_Times(0.5), plain.module), size=12, channels=1, mean=[0.0], std=[0.5])
+    a = case_of(plain, "gradient")
+    b = case_of(other, "gradient")
+    b.x = a.x * 2
+    metric = SmoothRandomization(smooth=2, noise=0.2)
+    maps = [metric._map(c, 0, c.network) for c in (a, b)]
+    assert torch.allclose(maps[0], maps[1] * 2, atol=1e-9)
+
+
+class _Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.factor

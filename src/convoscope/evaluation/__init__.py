@@ -7,7 +7,13 @@ from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
 from convoscope.evaluation.information import AIC, SIC, median_curve
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.montage import DiFull, GridPointingGame
-from convoscope.evaluation.randomization import ParameterRandomization, RandomLogit, data_randomization
+from convoscope.evaluation.randomization import (
+    EfficientRandomization,
+    ParameterRandomization,
+    RandomLogit,
+    SmoothRandomization,
+    data_randomization,
+)
 from convoscope.evaluation.removal import (
     AverageDrop,
     Comprehensiveness,
@@ -42,6 +48,7 @@ __all__ = [
     "Deletion",
     "DiFull",
     "EffectiveComplexity",
+    "EfficientRandomization",
     "EnergyPointing",
     "Entropy",
     "FaithfulnessCorrelation",
@@ -67,6 +74,7 @@ __all__ = [
     "RelativeOutputStability",
     "RelativeRepresentationStability",
     "SensitivityN",
+    "SmoothRandomization",
     "Sufficiency",
     "Symmetry",
     "TopK",

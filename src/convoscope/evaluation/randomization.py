@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convoscope.core.errors import UsageError
-from convoscope.core.spec import Paper
+from convoscope.core.spec import AtLeast, Paper
 from convoscope.evaluation.base import Case, Metric, Scores, seeded, spearman
 from convoscope.network import Network
 from convoscope.targets import Logit
 
+_REVISITED = Paper(
+    "hedstroem2024revisited", "Hedström, Anna and Weber, Leander and Lapuschkin, Sebastian and Höhne, Marina",
+    "Sanity checks revisited: An exploration to repair the model parameter randomisation test", "preprint", 2024, "2401.06465",
+)  # fmt: skip
 Alike = Literal["spearman", "ssim"]
 BY = "how maps are compared: ranks of pixels, or structural similarity"
 
@@ -61,19 +65,19 @@ class ParameterRandomization(Metric, name="mprt"):
 
     The mean similarity over the steps; each layer's weights are replaced by their own values shuffled, so that their
     distribution stays. `order="top-down"` goes from the last layer down and keeps what is above random, "bottom-up" from the
-    first up; "once" randomizes all at once, at a fraction of the cost (Hedström et al. 2024, eMPRT's order).
+    first up; "once" randomizes all at once, at a fraction of the cost.
     """
 
     title, family, needs, direction = "Parameter randomization (MPRT)", "randomization", ("methods",), -1
     unit, range = "similarity", (-1.0, 1.0)
-    use, drawback = "does the map know the weights?", "rewards noise: noisy maps change with anything"
+    use, drawback = "does the map know the weights?", "rewards noise: noisy maps change with anything; see smprt and emprt"
     paper: ClassVar[Paper] = Paper(
         "adebayo2018sanity", "Adebayo, Julius and Gilmer, Justin and Muelly, Michael and Goodfellow, Ian and others",
         "Sanity checks for saliency maps", "NeurIPS", 2018, "1810.03292",
     )  # fmt: skip
     order: Annotated[Literal["top-down", "bottom-up", "once"], "which layers lose their weights first"] = "top-down"
     by: Annotated[Alike, BY] = "spearman"
-    smooth: Annotated[int, "maps of how many noisy copies are averaged first (sMPRT); 1: none"] = 1
+    smooth: Annotated[int, "maps of how many noisy copies are averaged first (sMPRT); 1: none", AtLeast(1)] = 1
     noise: Annotated[float, "standard deviation of their noise, in units of 0..1 pixels"] = 0.05
 
     def score(self, case: Case) -> Scores:
@@ -98,6 +102,53 @@ class ParameterRandomization(Metric, name="mprt"):
             drawn = [torch.randn(case.x.shape[1:], generator=seeded(case.seed, "smooth", k, p)) for p in case.places]
             total += case.explain(number, case.x + torch.stack(drawn).to(case.x) * scale, rows, network=network).cpu()
         return total / self.smooth
+
+
+class SmoothRandomization(ParameterRandomization, name="smprt"):
+    """Parameter randomization of maps that are averaged over noisy copies of the picture first, so that noise of the maps is
+    not taken for knowledge of the weights (Hedström et al. 2024, section 4.1).
+    """
+
+    title = "Smooth parameter randomization (sMPRT)"
+    use, drawback = "does what is steady in the map know the weights?", "costs as many maps as there are noisy copies"
+    paper: ClassVar[Paper] = _REVISITED
+    smooth: Annotated[int, "maps of how many noisy copies are averaged first", AtLeast(1)] = 10
+
+
+class EfficientRandomization(Metric, name="emprt"):
+    """How much more complex the map gets as all weights are replaced by random ones (eMPRT; Hedström et al. 2024, eq. 5).
+
+    The rise of the entropy of the map's values, in a histogram over their range, as a share of what it was. 0 for a map that
+    does not know the network. Compares no maps, so that noise gains nothing.
+    """
+
+    title, family, needs = "Efficient parameter randomization (eMPRT)", "randomization", ("methods",)
+    unit, range, still = "share of the map's entropy", (-1.0, float("inf")), 0.0
+    use, drawback = "do random weights make the map disorderly?", "a map may be as disorderly with the right weights"
+    paper: ClassVar[Paper] = _REVISITED
+    bins: Annotated[int, "bins of the histogram", AtLeast(2)] = 100
+
+    def score(self, case: Case) -> Scores:
+        (twin,) = randomized_steps(case, "once")
+        rows, found = torch.arange(len(case.x)), []
+        for number, maps in enumerate(case.maps):
+            clean = histogram_entropy(maps.cpu(), self.bins)
+            lost = histogram_entropy(case.explain(number, case.x, rows, network=twin).cpu(), self.bins)
+            found.append((lost - clean) / torch.where(clean > 0, clean, torch.nan))
+        return torch.stack(found)
+
+    def passes(self, case: Case) -> int:
+        return 1
+
+
+def histogram_entropy(maps: Float[Tensor, "images height width"], bins: int) -> Float[Tensor, " images"]:
+    """The entropy of each map's values, in nats: the values of a map sorted into equal bins from its least to its largest."""
+    flat = maps.double().flatten(1)
+    low, high = flat.amin(1, keepdim=True), flat.amax(1, keepdim=True)
+    scaled = (flat - low) / torch.where(high > low, high - low, 1.0)
+    places = (scaled * bins).long().clamp(max=bins - 1)
+    counts = torch.zeros(len(flat), bins, dtype=torch.float64).scatter_add_(1, places, torch.ones_like(flat))
+    return torch.special.entr(counts / flat.shape[1]).sum(1)
 
 
 def layers_with_weights(module: nn.Module) -> list[tuple[str, list[str]]]:

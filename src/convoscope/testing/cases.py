@@ -55,6 +55,21 @@ def with_maps(case: Case, maps: Tensor, **changes: object) -> Case:
     return Case(maps=maps, names=tuple(map(str, range(len(maps)))), **settings)
 
 
+class Blocks(nn.Module):
+    """Two classes, the second what a filter finds within a block: an orderly network that disorder changes visibly."""
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.filter = nn.Conv2d(channels, 1, 3, padding=1, bias=False, dtype=torch.float64)
+        self.filter.weight.data = torch.linspace(0.1, 1, 9 * channels, dtype=torch.float64).square().view(1, channels, 3, 3)
+        self.block = nn.Parameter(torch.zeros(side, side, dtype=torch.float64))
+        self.block.data[side // 4 : -(side // 4), side // 4 : -(side // 4)] = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (self.filter(x)[:, 0] * self.block).sum((1, 2))
+        return torch.stack([-score, score], 1)
+
+
 class Levels(nn.Module):
     """Four classes, each the number of pixels of about its brightness: it takes pictures of any size."""
 
