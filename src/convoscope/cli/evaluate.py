@@ -1,5 +1,7 @@
 """`convoscope evaluate` and `convoscope metrics`: whether explanations can be trusted."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -79,6 +81,13 @@ def evaluate(
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
     batch_size: opt.BatchSize = "auto",
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="BYTES", help="What it may take beside the network, such as 2GB; default: what runs fast."),
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what is done there; the same command, killed, goes on from it.")
+    ] = None,
     device: opt.Device = None,
     seed: opt.Seed = 0,
     as_json: opt.JSON = False,
@@ -98,16 +107,10 @@ def evaluate(
     images = open_dataset([data] if Path(data).is_file() else data)
     images = images.subset(range(min(limit, len(images)))) if limit else images
     truth = None if concept is None else truth_of(net, images, concept)
-    done = [0]
-    with Progress("evaluating") as progress:
-
-        def passed(passes: int) -> None:
-            done[0] += passes
-            progress(done[0], None)
-
+    with Progress("evaluating (passes)") as progress, goes_on(store):
         found = run(
             net, images, choose_methods([methods], {}, ()), split_methods(metrics), target, truth=truth,
-            batch_size=batch_size, seed=seed, progress=passed,
+            batch_size=batch_size, memory=memory, store=store, seed=seed, progress=progress,
         )  # fmt: skip
     for path in files:
         if path.suffix.lower() in (".html", ".htm"):
@@ -120,6 +123,19 @@ def evaluate(
         print_json(jsonable({"schema": "convoscope.evaluate/1", **found.to_dict(), "files": [str(p) for p in files]}))
         return
     _tell(found, files)
+
+
+@contextmanager
+def goes_on(store: Path | None) -> Iterator[None]:
+    """Says, where it is interrupted, that the same command goes on."""
+    from convoscope.cli.terminal import note
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if store is not None:
+            note(f"stopped; the same command goes on from what is done ({store})")
+        raise
 
 
 def check_ending(path: Path) -> None:
