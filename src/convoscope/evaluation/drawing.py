@@ -1,7 +1,7 @@
 """An evaluation as a picture and as a page."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from convoscope.evaluation.result import Evaluation
 from convoscope.show import scores as show
@@ -21,19 +21,24 @@ def scores_of(found: Evaluation) -> show.Scores:
     for metric in found.metrics:
         mine = [rows[metric.name, name] for name in found.names]
         unit = mine[0]["unit"]
-        points = [
-            show.Point(r["mean"], r["low"], r["high"], math.isnan(r["p"]) or (r["p"] <= SURE and r["skill"] > 0)) for r in mine
-        ]
+        points = [show.Point(r["mean"], r["low"], r["high"], _sure(r, found)) for r in mine]
         null = rows[metric.name, "random"]["mean"] if "random" in found.nulls else math.nan
         panels.append(show.Panel(metric.title, f"{BETTER[metric.direction]}; {unit}", points, null))
     images = found.scores.shape[-1]
     about = [f"{found.network}, {images} image{'s' if images != 1 else ''}; means with 95 % bootstrap intervals over images"]
     if "random" in found.nulls:
         about.append(
-            "dashed: random maps; filled points are better than those (paired test over images, Holm, p <= 0.05), hollow ones "
-            "are not shown to be"
+            "dashed: random maps; filled points are better than those (paired test over images, Holm, p ≤ 0.05), hollow ones "
+            "are not shown to be; gray names know nothing of the network"
         )
     return show.Scores("Can these maps be trusted?", about, found.names, panels, found.nulls)
+
+
+def _sure(row: dict[str, Any], found: Evaluation) -> bool:
+    """Whether it is better than random maps; where there are none to compare with, all are drawn alike."""
+    if math.isnan(row["p"]):
+        return "random" not in found.nulls or row["direction"] == 0
+    return row["p"] <= SURE and row["skill"] > 0
 
 
 def picture(found: Evaluation) -> "Image.Image":

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image, ImageDraw
@@ -54,7 +54,8 @@ def figure(scores: Scores, zoom: int = 2) -> Image.Image:
     wide = min(len(scores.panels), MOST)
     across = max(2 * MARGIN + names + wide * PANEL + (wide - 1) * GAP, 520.0)
     inside = across - 2 * MARGIN
-    heads = [(scores.title, HEAD, INK, 6.0), *((line, TEXT, SOFT, 3.0) for line in scores.about)]
+    heads = [(scores.title, HEAD, INK, 6.0)] if scores.title else []
+    heads += [(line, TEXT, SOFT, 3.0) for line in scores.about]
     tops = [max(_top(None, p, 0, 0, zoom) for p in shelf) for shelf in shelves]
     body = ROW * len(scores.methods) + 26
     down = 2 * MARGIN + sum(text_height(t, s, inside, zoom) + g for t, s, _, g in heads) + 10
@@ -111,7 +112,7 @@ def _panel(draw: ImageDraw.ImageDraw, panel: Panel, nulls: Sequence[bool], x: fl
             draw.line((at(point.low), middle, at(point.high), middle), fill=color, width=2 * zoom)
         radius = 4 * zoom
         box = (at(point.mean) - radius, middle - radius, at(point.mean) + radius, middle + radius)
-        draw.ellipse(box, fill=color if point.sure and not null else PAPER, outline=color, width=zoom + 1)
+        draw.ellipse(box, fill=color if point.sure else PAPER, outline=color, width=zoom + 1)
 
 
 def _span(panel: Panel) -> tuple[float, float]:
@@ -129,7 +130,7 @@ def page(
     """The panels as a picture with the table of their numbers, complete in one file."""
     import numpy as np
 
-    shown = html.webp(np.asarray(figure(scores)), 92)
+    shown = html.webp(np.asarray(figure(replace(scores, title="", about=()))), 92)  # the page says it
     return html.render(
         "scores.html", title=scores.title, about=scores.about, figure=shown, header=header, rows=rows, notes=notes,
         right=[i > 1 for i in range(len(header))], command=command, style=html.style("page.css", "scores.css"),
