@@ -62,7 +62,8 @@ def bench(
     began = time.perf_counter()
     with _threads(workers) as pool:
         run = _Run(asked, names, made, seed, progress)
-        list(pool.map(run.controls, range(len(asked))))
+        list(pool.map(run.truth, range(len(asked))))
+        run.chance(list(pool.map(run.draw, range(2 * DRAWS))))
         list(pool.map(run.method, range(len(made))))
     return run.result(quick, time.perf_counter() - began)
 
@@ -99,6 +100,18 @@ def _limited(spec: Any) -> Any:
     return dataclasses.replace(spec, **changes) if changes else spec
 
 
+def fitting(method: Method, side: int) -> Method:
+    """The method with a window of at most a third of a picture's side, its stride in proportion: some tasks are small."""
+    settings = {info.name: getattr(method, info.name) for info in fields_of(type(method))}
+    changes = {k: fitting(v, side) for k, v in settings.items() if isinstance(v, Method)}
+    window, stride = settings.get("window"), settings.get("stride")
+    if isinstance(window, int) and window > max(1, side // 3):
+        changes["window"] = max(1, side // 3)  # type: ignore[assignment]
+        if isinstance(stride, int):
+            changes["stride"] = max(1, stride * max(1, side // 3) // window)  # type: ignore[assignment]
+    return dataclasses.replace(method, **changes) if changes else method
+
+
 # ---------------------------------------------------------------- who gives maps
 class Explained:
     """The maps of a method; those asked for before, of the same network, picture and target, are not made again."""
@@ -117,7 +130,8 @@ class Explained:
         found = {keys[i]: self._made[keys[i]] for i in range(len(x)) if keys[i] in self._made}
         if new:
             chosen = torch.tensor(new)
-            made = explain(network, x[chosen.to(x.device)], self.method, rows_of(target, chosen), seed=self.seed)
+            method = fitting(self.method, min(x.shape[2:]))
+            made = explain(network, x[chosen.to(x.device)], method, rows_of(target, chosen), seed=self.seed)
             found |= dict(zip((keys[i] for i in new), made.heatmap().double().cpu(), strict=True))
         self._made |= found
         for key in list(self._made)[: max(0, len(self._made) - REMEMBERED)]:
@@ -145,21 +159,36 @@ class _Run:
         self.tasks, self.made, self.seed, self.progress = tasks, made, seed, progress
         self.names = (*names, *CONTROLS)
         self.scores: list[dict[str, Tensor]] = [{} for _ in tasks]
-        self.chance: list[Tensor] = [torch.empty(0)] * len(tasks)
+        self.chances: list[Tensor] = [torch.empty(0)] * len(tasks)
         self.reasons: list[dict[str, str]] = [{} for _ in tasks]
         self.seconds: list[dict[str, float]] = [{} for _ in tasks]
         self.maps: dict[str, Kept] = {}
         self.done, self.lock = 0, threading.Lock()
 
-    def controls(self, number: int) -> None:
-        """The rows that are no methods; the oracle's computes the truth, once for all."""
-        task = self.tasks[number]
-        self._score(number, "oracle", task.oracle())
+    def truth(self, number: int) -> None:
+        """The rows of those who know the answer and of the edge detector; the first computes the truth, once for all."""
+        self._score(number, "oracle", self.tasks[number].oracle())
         self._score(number, "edges", edge_maps)
-        began = time.perf_counter()
-        drawn = torch.stack([task.score(random_maps(self.seed, k)) for k in range(2 * DRAWS)])
-        self.chance[number], self.scores[number]["random"] = drawn[:DRAWS].nanmean(0), drawn[DRAWS:].nanmean(0)
-        self.seconds[number]["random"] = (time.perf_counter() - began) / (2 * DRAWS)
+
+    def draw(self, number: int) -> list[Tensor]:
+        """The scores of one random map for each item of each task; tasks with pictures of one size get the same maps."""
+        made: dict[Any, Tensor] = {}
+        draw = random_maps(self.seed, number)
+
+        def mapper(network: Network, x: Images, target: Target, places: tuple[int, ...]) -> Tensor:
+            key = (places, tuple(x.shape[2:]))
+            if key not in made:
+                made[key] = draw(network, x, target, places)
+            return made[key]
+
+        keeping = [self._keeping(t, "random", mapper) if number == DRAWS else mapper for t in self.tasks]
+        return [t.score(m).double().cpu() for t, m in zip(self.tasks, keeping, strict=True)]
+
+    def chance(self, drawn: list[list[Tensor]]) -> None:
+        """What the first half of the random maps score is chance, what the others do the row "random"."""
+        for k in range(len(self.tasks)):
+            scores = torch.stack([one[k] for one in drawn])
+            self.chances[k], self.scores[k]["random"] = scores[:DRAWS].nanmean(0), scores[DRAWS:].nanmean(0)
 
     def method(self, number: int) -> None:
         """One method on every task."""
@@ -197,9 +226,9 @@ class _Run:
     def result(self, quick: bool, seconds: float) -> Bench:
         outcomes = []
         for k, task in enumerate(self.tasks):
-            nothing = torch.full_like(self.chance[k], torch.nan)
+            nothing = torch.full_like(self.chances[k], torch.nan)
             rows = torch.stack([self.scores[k].get(name, nothing) for name in self.names])
-            outcomes.append(Outcome(task, self.names, rows, self.chance[k], self.reasons[k], self.seconds[k]))
+            outcomes.append(Outcome(task, self.names, rows, self.chances[k], self.reasons[k], self.seconds[k]))
         for kept in self.maps.values():
             kept.by_name = {name: kept.by_name[name] for name in self.names if name in kept.by_name}
         titles = (*(m.title for m in self.made), *CONTROLS.values())
