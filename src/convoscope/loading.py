@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from convoscope.core.errors import ConvoscopeError, LoadError, UsageError, did_you_mean
+from convoscope.data.checkpoints import check_file, plain_tensors
 from convoscope.network import Network
 
 SHIPPED = ("scenes", "scenes-watermark")
@@ -295,17 +296,21 @@ def _empty(arch: str, classes: int | None, file: str) -> Network:
 
 def read_state(path: Path) -> dict[str, Tensor]:
     """The named tensors of a `.safetensors` or state-dict file. Raises LoadError; never unpickles code."""
-    with path.open("rb") as file:
-        start = file.read(16)
     try:
+        with path.open("rb") as file:
+            start = file.read(16)
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {(error.strerror or str(error)).lower()}") from None
+    try:
+        check_file(path)
         if path.suffix.lower() == ".safetensors" or start[8:9] == b"{":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            return plain_tensors(load_file(path), path.name)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = torch.load(path, map_location="cpu", weights_only=True)
-        return unwrapped(found, path.name)
+        return plain_tensors(unwrapped(found, path.name), path.name)
     except ConvoscopeError:
         raise
     except Exception as error:
@@ -316,11 +321,6 @@ def read_state(path: Path) -> dict[str, Tensor]:
 def _why_unread(start: bytes, message: str) -> str:
     if not start:
         return "is empty"
-    if "TorchScript" in message:
-        return (
-            "is a TorchScript program, which hides its operators; save the weights of the module it was made from "
-            "(torch.save(model.state_dict(), path))"
-        )
     found = re.search(r"GLOBAL\s+(\S+)|Trying to instantiate class (\S+)", message)
     if found or ("weights_only" in message and start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
         which = f" ({found[1] or found[2]})" if found else ""

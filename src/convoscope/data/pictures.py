@@ -5,24 +5,28 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageChops
 
-from convoscope.core.errors import ImageError, UsageError, did_you_mean
+from convoscope.core.errors import ConvoscopeError, ImageError, UsageError, did_you_mean
+from convoscope.data.bounded import Bounded, check_after, check_before
 
 Color = tuple[int, int, int]
 
 WHITE: Color = (255, 255, 255)
 SMALLEST = 2  # pixels on the shorter side
 
-# Not EPS and WMF, which start other programs to be drawn, nor FITS and HDF5, which state no range to show.
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "JPEG2000")
-FORMATS += ("TGA", "ICO", "ICNS", "PCX", "SGI", "QOI", "DDS", "PSD", "MSP", "XBM")
+# Not EPS and WMF, which start other programs to be drawn, nor FITS and HDF5, which state no range to show, nor JPEG 2000
+# (and ICNS, which holds it), where 177 bytes can ask for half a minute and 6 GB. Who trusts such a file opens it with Pillow
+# and passes the picture.
+FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF")
+FORMATS += ("TGA", "ICO", "PCX", "SGI", "QOI", "DDS", "PSD", "MSP", "XBM")
+BLOCK = 2**18  # pixels that are converted at a time where that needs wide numbers
 
 _quiet = threading.Lock()
 
@@ -146,7 +150,10 @@ def _similar(path: Path) -> str:
 def _open_header(file: Any, name: str) -> Image.Image:
     Image.init()
     try:
-        return Image.open(file, formats=[f for f in FORMATS if f in Image.OPEN])
+        check_before(file, name)
+        return Image.open(Bounded(file, name), formats=[f for f in FORMATS if f in Image.OPEN])
+    except ConvoscopeError:
+        raise
     except Image.DecompressionBombError:
         most = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(f"{name} has more than {most:.0f} megapixels; make it smaller") from None
@@ -165,6 +172,8 @@ def _what_it_is(file: Any) -> str:
         return "is a Git LFS pointer, not the picture itself; run `git lfs pull`"
     if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
         return "is a HEIC picture; convert it to JPEG or PNG"
+    if head[4:8] == b"jP  " or head.startswith(b"\xff\x4f\xff\x51"):
+        return "is a JPEG 2000 picture, which is not read; convert it to PNG, or open it with Pillow and pass the picture"
     if head.startswith((b"\xff\xd8", b"\x89PNG")):
         return "is damaged or cut off: nothing after its first bytes can be read"
     if head.startswith((b"%!PS", b"%PDF")):
@@ -193,8 +202,14 @@ def _check_size(size: tuple[int, int], name: str, max_megapixels: float) -> None
 
 def _decoded(picture: Image.Image, name: str) -> Image.Image:
     """The upright pixels in one of the modes L, LA, RGB, RGBA."""
+    bounded = getattr(picture, "fp", None)
     try:
+        if isinstance(bounded, Bounded):
+            check_after(picture, bounded.file, name)
+            bounded.allow(picture)
         picture.load()
+    except ConvoscopeError:
+        raise
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         raise ImageError(f"{name} is damaged or cut off: {_reason(error)}") from None
     turn = _turn(picture)
@@ -235,7 +250,7 @@ def _plain(picture: Image.Image, name: str) -> Image.Image:
 
 def _from_integers(picture: Image.Image, name: str) -> Image.Image:
     """16-bit gray. Pillow's own conversion to 8 bit clips at 255: it makes nearly all of it white."""
-    values = np.asarray(picture).astype(np.int64)
+    values = np.asarray(picture)
     white = 65535
     bits = _tiff_tag(picture, 258)
     if bits is not None and bits < 16:
@@ -248,9 +263,9 @@ def _from_integers(picture: Image.Image, name: str) -> Image.Image:
         )
     key = picture.info.get("transparency")
     opaque = None if not isinstance(key, int) else np.where(values == key, 0, 255).astype(np.uint8)
+    gray = Image.fromarray(_by_blocks(values, lambda v: (v.astype(np.int64).clip(0, white) * 510 + white) // (2 * white)))
     if _counts_from_white(picture):
-        values = white - values
-    gray = Image.fromarray(((values * 510 + white) // (2 * white)).astype(np.uint8))
+        gray = ImageChops.invert(gray)
     if opaque is not None:
         gray.putalpha(Image.fromarray(opaque))
     return gray
@@ -274,7 +289,16 @@ def _bytes_from_floats(values: np.ndarray, name: str, file: bool) -> np.ndarray:
         tensor = "0..1; a tensor that is already in the network's input space needs no reading"
         expected = "0..1 or 0..255" if file else tensor
         raise ImageError(f"{name} has float pixels from {low:.4g} to {high:.4g}; expected {expected}")
-    return np.rint(values.astype(np.float64) * (255 if high <= 1 else 1)).astype(np.uint8)
+    return _by_blocks(values, lambda v: np.rint(v.astype(np.float64) * (255 if high <= 1 else 1)))
+
+
+def _by_blocks(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Bytes of values, a few rows at a time: wide numbers of a whole picture would take eight times its room."""
+    out = np.empty(values.shape, np.uint8)
+    rows = max(1, BLOCK // max(1, values[0].size))
+    for start in range(0, len(values), rows):
+        out[start : start + rows] = convert(values[start : start + rows])
+    return out
 
 
 def _from_array(array: np.ndarray, max_megapixels: float) -> Image.Image:
@@ -294,7 +318,7 @@ def _from_array(array: np.ndarray, max_megapixels: float) -> Image.Image:
     elif array.dtype == np.bool_:
         pixels = array.astype(np.uint8) * 255
     elif array.dtype == np.uint16:
-        pixels = ((array.astype(np.uint32) * 510 + 65535) // 131070).astype(np.uint8)
+        pixels = _by_blocks(array, lambda v: (v.astype(np.uint32) * 510 + 65535) // 131070)
     elif array.dtype.kind == "f":
         pixels = _bytes_from_floats(array, "the array", file=False)
     else:
