@@ -100,7 +100,8 @@ def explain(
     """
     network = network if isinstance(network, Network) else Network(network)
     started = time.perf_counter()
-    if batch_size != "auto" and not (isinstance(batch_size, Integral) and batch_size >= 1):
+    whole = isinstance(batch_size, Integral) and not isinstance(batch_size, bool)
+    if batch_size != "auto" and not (whole and batch_size >= 1):  # type: ignore[operator]
         raise UsageError(f"batch_size is {batch_size!r}; expected a whole number of at least 1, or 'auto'")
     if nonfinite not in ("raise", "propagate"):
         raise UsageError(f"nonfinite is {nonfinite!r}; expected 'raise' or 'propagate'")
@@ -156,7 +157,7 @@ def _explained(network: Network, x: Tensor, jobs: list["_Job"], strict: bool) ->
             for start, values in zip(range(0, len(x), rows), j.maps, strict=False):
                 if not finite(values):
                     raise NonFiniteError(
-                        f"{j.method.title} gives {place(values, start)}, although the network's values are finite; "
+                        f"{j.method.name} gives {place(values, start)}, although the network's values are finite; "
                         "nonfinite='propagate' hands it over"
                     )
 
@@ -209,6 +210,8 @@ def _jobs(
     places: list[str | None] = at if isinstance(at, list) else [at]
     if not methods_ or not targets or not places:
         raise UsageError("nothing to explain: an empty list of methods, targets or addresses")
+    if odd := [p for p in places if not isinstance(p, str | None)]:
+        raise UsageError(f"at is the address of a layer, a list of them, or None; got {odd[0]!r}")
     size = rows_at_once(x) if batch_size == "auto" else int(batch_size)
     jobs, shared = [], {}
     for m in methods_:

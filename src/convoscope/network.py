@@ -142,7 +142,7 @@ class Network:
     @property
     def hash(self) -> str:
         """Sixteen digits that change with any weight or buffer."""
-        state = dict(self.plain.state_dict())
+        state = {k: t.full_tensor() if hasattr(t, "full_tensor") else t for k, t in self.plain.state_dict().items()}  # of FSDP
         version = _version({k: t for k, t in state.items() if isinstance(t, Tensor)})
         if self._hash[0] != version:
             digest = hashlib.blake2b(digest_size=8)
@@ -240,13 +240,15 @@ class Network:
                 f"expected a tensor (images, {self.channels}, height, width); got {type(x).__name__}; "
                 "net.read() makes one from pictures"
             )
-        if x.dim() != 4 or len(x) == 0:
+        if x.is_meta or x.layout != torch.strided:
+            raise UsageError(f"expected a dense tensor with values; got one {'without' if x.is_meta else f'of {x.layout}'}")
+        if x.dim() != 4 or x.numel() == 0:
             raise UsageError(f"expected a tensor (images, {self.channels}, height, width); got shape {tuple(x.shape)}")
         if self._takes not in (None, x.shape[1]):
             raise UsageError(f"the network takes {self.channels} channels; got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise UsageError(f"inputs are floats in the network's input space; net.read() makes them of pixels; got {x.dtype}")
-        return x.to(self.device, self.dtype)
+        return x.as_subclass(Tensor).to(self.device, self.dtype)  # type: ignore[arg-type]
 
     def check_weights(self) -> None:
         """Raises NonFiniteError where a weight is NaN or infinite, or a buffer NaN; looks again after a change in place."""
@@ -293,8 +295,9 @@ class Network:
             return Logit()
         if isinstance(which, list) or (isinstance(which, Tensor) and which.dim() == 1):
             which = tuple(which.tolist() if isinstance(which, Tensor) else which)
-        if not isinstance(which, Target | str | tuple) and (isinstance(which, bool) or not hasattr(which, "__index__")):
-            raise UsageError(f"a target is a class number, a category name, 'top' or a Target; got {type(which).__name__}")
+        for one in which if isinstance(which, tuple) else (which,):
+            if not isinstance(one, Target | str) and (isinstance(one, bool) or not hasattr(one, "__index__")):
+                raise UsageError(f"a target is a class number, a category name, 'top' or a Target; got {type(one).__name__}")
         return (which if isinstance(which, Target) else Logit(which)).named(self.categories)
 
     def layers(self, size: int | tuple[int, int] | None = None) -> LayerTable:

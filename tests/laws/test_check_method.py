@@ -1,13 +1,14 @@
 """The laws bite: each of these methods breaks one."""
 
 import random
-from typing import Any
+import time
+from typing import Annotated, Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from convoscope.core.errors import UnsupportedError
+from convoscope.core.errors import ConvoscopeError, UnsupportedError
 from convoscope.core.spec import About
 from convoscope.method import Method
 from convoscope.testing import LAWS, check_on, small, zoo
@@ -109,9 +110,77 @@ class SharedState(Base, abstract=True):
         return values * float(probe.session.target.index == 1)
 
 
+class Keeps(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        KEPT.append(probe.grad(x))
+        return KEPT[-1]
+
+
+KEPT: list[Tensor] = []
+
+
+class DividesByTheLargest(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        found = probe.grad(x) * x
+        return found / found.abs().amax((1, 2, 3), keepdim=True)
+
+
+class GoesAroundTheProbe(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(probe.session.module(leaf.clone())[:, 1].sum(), leaf)[0]
+
+
+class NeedsRows(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x) * (x[:, :, 1:2] - x[:, :, :1])[..., :1]
+
+
+class CountsRectifiers(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        return probe.grad(x) * sum(isinstance(m, nn.ReLU) for m in probe.session.module.modules())
+
+
+class SwallowsEverything(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        try:
+            return probe.grad(x)
+        except BaseException:
+            return torch.zeros_like(x)
+
+
+class LooksElsewhere(Base, abstract=True):
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        KEPT[:] = [torch.tensor(probe.session.target.index)]
+        time.sleep(0.01)
+        return probe.grad(x) * KEPT[0]
+
+
+class WritesToItsSettings(Base, abstract=True):
+    baseline: Annotated[Any, "where it starts"] = 0.0
+
+    def attribute(self, probe: Any, x: Tensor) -> Tensor:
+        if isinstance(self.baseline, Tensor):
+            self.baseline.add_(1)
+        return probe.grad(x)
+
+
 @pytest.mark.parametrize(
     ("method", "law"),
     [
+        (Keeps, "leaves nothing in memory"),
+        (DividesByTheLargest, "survives extreme values"),
+        (GoesAroundTheProbe, "halves batches where memory ends"),
+        (GoesAroundTheProbe, "refuses bad calls with the reason"),
+        (Swallows, "refuses bad calls with the reason"),
+        (NeedsRows, "takes any size"),
+        (WrongType, "takes any float"),
+        (MixesImages, "keeps images apart"),
+        (LooksElsewhere, "works in eight threads"),
+        (CountsRectifiers, "gives what its plain twin gives"),
+        (CountsRectifiers, "takes other forms or refuses"),
+        (SwallowsEverything, "leaves the network untouched when a callback raises"),
+        (WritesToItsSettings, "leaves tensors in its settings alone"),
         (WrongShape, "keeps shape dtype device"),
         (WrongType, "keeps shape dtype device"),
         (GlobalNoise, "repeats with a seed"),
@@ -132,16 +201,17 @@ class SharedState(Base, abstract=True):
     ],
 )
 def test_a_broken_method_breaks_the_law(method: type[Method], law: str) -> None:
-    networks = ("linear",) if "linear" in law else ("in-place-relu", "skip-in-place")
-    for network in networks:
-        with pytest.raises(AssertionError):
+    networks = ("linear",) if "linear" in law else ("shared-relu",) if "twin" in law else ("in-place-relu", "skip-in-place")
+    for network in getattr(LAWS[law], "networks", networks):
+        with pytest.raises((AssertionError, RuntimeError, ConvoscopeError)):
             LAWS[law](Trial(method(), zoo()[network]))
 
 
 def test_an_honest_one_keeps_them() -> None:
-    trial = Trial(Base(), zoo()["in-place-relu"])
-    for law in LAWS.keys() - {"survives json", "is documented"}:
-        LAWS[law](trial)
+    for network in ("in-place-relu", "skip"):
+        trial = Trial(Base(), zoo()[network])
+        for law in LAWS.keys() - {"survives json", "is documented"}:
+            LAWS[law](trial)
 
 
 def test_the_message_names_law_method_and_network() -> None:

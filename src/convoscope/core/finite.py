@@ -1,6 +1,7 @@
 """Values that are not finite: which, and where they appear first."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,22 +19,18 @@ def finite(tensor: Tensor) -> bool:
 def place(tensor: Tensor, image: int | None = None) -> str:
     """`nan at (0, 3, 4)`, the first value that is not finite; of a batch that starts at an image, with that image's number."""
     index = tuple((~tensor.detach().float().isfinite()).nonzero()[0].tolist())
-    value = f"{tensor.detach()[index].item():g}"
-    if image is None:
-        return f"{value} at {index}" if index else value
-    return f"{value} at {index[1:]} of image {image + index[0]}"
+    where = index if image is None else f"{index[1:]} of image {image + index[0]}"
+    return f"{tensor.detach()[index].item():g} at {where}"
 
 
+@dataclass
 class _Search(Observer):
-    def __init__(self, image: int) -> None:
-        self.image = image
+    image: int
 
     def value(self, address: str, operator: str, module: nn.Module | None, output: Tensor) -> None:
         if output.is_floating_point() and not finite(output):
-            raise NonFiniteError(
-                f"the network gives {place(output, self.image)} at {address!r} ({operator}), and nothing can be explained by "
-                "values that are not finite; nonfinite='propagate' runs all the same"
-            )
+            where = f"{place(output, self.image)} at {address!r} ({operator})"
+            raise NonFiniteError(f"the network gives {where}; nonfinite='propagate' runs all the same")
 
 
 def search(module: nn.Module, x: Tensor, head: Callable[[Any], Tensor] | None, rows: int) -> None:

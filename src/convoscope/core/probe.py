@@ -65,7 +65,8 @@ class Probe:
                 if at in found:
                     return found[at][0]
         with torch.no_grad():
-            return torch.cat(list(self._each(x, lambda b, rows: self._run(b, rows, (at,), only=True)[at])))
+            found = torch.cat(list(self._each(x, lambda b, rows: self._run(b, rows, (at,), only=True)[at])))
+        return self.session.watched(found)
 
     def grad(self, x: Tensor, at: str | None = None, edits: Edits = None) -> Tensor:
         """The gradient of the target with respect to `x`, or to the tensor at another address, row by row."""
@@ -337,9 +338,7 @@ class Probe:
             raise UsageError(
                 f"a target gives one number per image, shape {tuple(activations.rows.shape)}; got {tuple(scores.shape)}"
             )
-        known, bad = self.session.suspect, ~scores.detach().isfinite().all()
-        self.session.suspect = bad if known is None else known | bad  # asked for once, at the end: a GPU need not wait
-        return scores
+        return self.session.watched(scores)
 
     def _gradients(
         self, x: Tensor, at: Sequence[Place], targets: Sequence[Scoring], edits: Edits = None

@@ -163,6 +163,9 @@ class _Recording(TorchFunctionMode):
                     f"{self.names[module] or 'the network'} is TorchScript, which hides its operators; pass the nn.Module it "
                     "was made from"
                 )
+            if ".quantized." in type(module).__module__ and (self.graph or self.rewriter is not None):
+                what = f"{self.names[module]!r} is quantized ({type(module).__name__}), and hands no gradient back"
+                raise UnsupportedError(f"{what}; methods such as occlusion need none")
         with contextlib.ExitStack() as stack:
             for module in hooked:
                 stack.callback(module.register_forward_pre_hook(self._enter, with_kwargs=True).remove)

@@ -43,7 +43,8 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
         stack.callback(_release, taken)
         with _lock:
             for part in module.modules():
-                _take(part, "training", taken)
+                if hasattr(part, "training"):  # frozen TorchScript has no modes
+                    _take(part, "training", taken)
             for name, parameter in parameters.items():
                 if parameter.is_inference():
                     raise UnsupportedError(

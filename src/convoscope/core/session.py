@@ -102,8 +102,14 @@ class Session:
     memory: int | None = None
     replays: bool | None = None
     evaluations: int = 0
-    suspect: Tensor | None = None  # whether a target was not finite, on its device
+    suspect: Tensor | None = None  # whether something was not finite, on its device
     composite: RuleTable | None = None
     matched: list[str] = dataclasses.field(default_factory=list)
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
     shared: Shared = dataclasses.field(default_factory=Shared)
+
+    def watched(self, found: Tensor) -> Tensor:
+        """The tensor itself; notes whether it is finite, to be asked once at the end, so that a GPU need not wait."""
+        bad = ~found.detach().isfinite().all()
+        self.suspect = bad if self.suspect is None else self.suspect | bad
+        return found

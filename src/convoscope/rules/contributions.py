@@ -21,7 +21,7 @@ class Parts:
     def __init__(self, call: Call) -> None:
         assert call.weight is not None
         self.call, self.weight = call, call.weight
-        self.signed = bool(call.x.amin() < 0)
+        self.signed = not bool(call.x.amin() >= 0)  # so too where an image beside it holds NaN
         self.axis = -1 if call.name == "linear" else 1
 
     @cached_property

@@ -17,7 +17,12 @@ from convoscope.core.spec import Spec, fields_of
 from convoscope.method import Method, explain
 from convoscope.targets import Logit
 from convoscope.testing.exceptions import EXCEPTIONS
-from convoscope.testing.laws_interrupted import leaves_the_network_untouched_when_interrupted
+from convoscope.testing.laws_inputs import INPUTS
+from convoscope.testing.laws_interrupted import (
+    leaves_the_network_untouched_when_a_callback_raises,
+    leaves_the_network_untouched_when_interrupted,
+)
+from convoscope.testing.laws_networks import NETWORKS
 from convoscope.testing.laws_threads import works_in_eight_threads, works_in_two_threads
 from convoscope.testing.laws_trial import FINE, SEED, Trial, same, small
 from convoscope.testing.untouched import Watch
@@ -166,9 +171,9 @@ LAWS: dict[str, Callable[[Trial], None]] = {
     f.__name__.replace("_", " "): f
     for f in (
         keeps_shape_dtype_device, repeats_with_a_seed, takes_any_batch_size, leaves_the_network_untouched,
-        leaves_the_network_untouched_when_interrupted, is_complete, is_exact_on_linear_networks, tells_targets_apart,
-        survives_json, works_in_every_mode, works_with_any_flags, works_in_two_threads, works_in_eight_threads,
-        counts_its_evaluations, is_documented,
+        leaves_the_network_untouched_when_interrupted, leaves_the_network_untouched_when_a_callback_raises, is_complete,
+        is_exact_on_linear_networks, tells_targets_apart, survives_json, works_in_every_mode, works_with_any_flags,
+        works_in_two_threads, works_in_eight_threads, counts_its_evaluations, is_documented, *INPUTS, *NETWORKS,
     )
 }  # fmt: skip
 REFUSED = "refuses the network"

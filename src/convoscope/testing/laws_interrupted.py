@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from convoscope.testing.laws_trial import Trial
+from convoscope.testing.laws_trial import Trial, only_on
 from convoscope.testing.untouched import Watch
 
 MOMENTS = 8
@@ -87,3 +87,20 @@ def _spread(count: int, moments: int, name: str) -> list[int]:
         return list(range(1, count + 1))
     shift = zlib.crc32(name.encode()) % 997 / 997
     return [1 + int((i + shift) * count / moments) for i in range(moments)]
+
+
+@only_on("skip")
+def leaves_the_network_untouched_when_a_callback_raises(trial: Trial) -> None:
+    expected = trial.reference
+
+    def fail(done: int, total: int) -> None:
+        raise Interrupted(f"after {done} of {total}")
+
+    with trial.unchanged("after the callback of the progress raised"):
+        try:
+            trial.explain(progress=fail)
+        except Interrupted:
+            pass
+        else:
+            raise AssertionError("the callback of the progress was not called, or what it raised was swallowed")
+    assert torch.equal(trial.values(), expected), "other values after exceptions"

@@ -32,6 +32,13 @@ class Hostile:
     channels_last: bool = False
     linear: bool = False
     wrap: Callable[[nn.Module], nn.Module] | None = None
+    twin: Callable[[], nn.Module] | None = None  # the same parameters in the same order, without the habit
+
+    def plain_module(self) -> nn.Module:
+        """The network without its habit, with the same weights, in float64 and in evaluation mode."""
+        assert self.twin is not None, f"{self.name} has no twin"
+        with torch.random.fork_rng(devices=[]):
+            return randomized(self.twin().to(torch.float64)).eval()
 
     def module(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """A fresh module, always with the same weights."""
@@ -107,8 +114,12 @@ def _functional_relu() -> nn.Module:
     return Body(forward, one=_conv(3, 4), two=_conv(4, 4), head=_head(4))
 
 
-def _inplace_relu() -> nn.Module:
-    body = [_conv(3, 4), nn.ReLU(inplace=True), nn.MaxPool2d(2), _conv(4, 4), nn.BatchNorm2d(4), nn.ReLU(inplace=True)]
+def _functional_relu_plainly() -> nn.Module:
+    return nn.Sequential(_conv(3, 4), nn.ReLU(), nn.MaxPool2d(2), _conv(4, 4), nn.ReLU(), *_head(4))
+
+
+def _inplace_relu(inplace: bool = True) -> nn.Module:
+    body = [_conv(3, 4), nn.ReLU(inplace), nn.MaxPool2d(2), _conv(4, 4), nn.BatchNorm2d(4), nn.ReLU(inplace)]
     return nn.Sequential(*body, *_head(4))
 
 
@@ -120,6 +131,17 @@ def _shared_relu() -> nn.Module:
     return Body(forward, one=_conv(3, 4), norm=nn.BatchNorm2d(4), two=_conv(4, 4), relu=nn.ReLU(inplace=True), head=_head(4))
 
 
+def _shared_relu_plainly() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = m.first(m.norm(m.one(x)))
+        return m.head(m.third(m.again(m.second(m.two(x)))))
+
+    two, again = _conv(4, 4), _conv(4, 4)
+    again.weight, again.bias = two.weight, two.bias
+    rectifiers = {"first": nn.ReLU(), "second": nn.ReLU(), "third": nn.ReLU()}
+    return Body(forward, one=_conv(3, 4), norm=nn.BatchNorm2d(4), two=two, again=again, **rectifiers, head=_head(4))
+
+
 def _skip() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.one(x))
@@ -128,16 +150,18 @@ def _skip() -> nn.Module:
     return Body(forward, one=_conv(3, 4), two=_conv(4, 4), norm=nn.BatchNorm2d(4), head=_head(4))
 
 
-def _skip_in_place() -> nn.Module:
+def _skip_in_place(inplace: bool = True) -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = m.relu(m.one(x))
         identity = m.short(x)
         out = m.norm(m.two(x))
+        if not inplace:
+            return m.head(F.relu(out + identity))
         out += identity
         return m.head(m.relu(out))
 
     layers = {"one": _conv(3, 4), "two": _conv(4, 4, stride=2), "norm": nn.BatchNorm2d(4), "short": _conv(4, 4, 1, 0, stride=2)}
-    return Body(forward, **layers, relu=nn.ReLU(inplace=True), head=_head(4))
+    return Body(forward, **layers, relu=nn.ReLU(inplace), head=_head(4))
 
 
 def _concatenation() -> nn.Module:
@@ -196,6 +220,14 @@ def _in_place_on_input() -> nn.Module:
     return Body(forward, one=_conv(3, 4), head=_head(4))
 
 
+def _in_place_on_input_plainly() -> nn.Module:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        x = x * 2.0 - 0.5
+        return m.head(F.relu(m.one(torch.cat([x[:, :1] + 0.25, x[:, 1:]], 1))))
+
+    return Body(forward, one=_conv(3, 4), head=_head(4))
+
+
 def _mixed_padding() -> nn.Module:
     def forward(m: Any, x: Tensor) -> Tensor:
         x = F.relu(m.one(F.pad(x, (2, 0, 1, 1), mode="replicate")))
@@ -234,8 +266,8 @@ def _convnext_like() -> nn.Module:
     return nn.Sequential(_conv(3, 4), _Scaled(4), *_head(4))
 
 
-def _smooth() -> nn.Module:
-    body = [_conv(3, 4), nn.BatchNorm2d(4), nn.Hardswish(inplace=True), _conv(4, 4), nn.SiLU(inplace=True)]
+def _smooth(inplace: bool = True) -> nn.Module:
+    body = [_conv(3, 4), nn.BatchNorm2d(4), nn.Hardswish(inplace), _conv(4, 4), nn.SiLU(inplace)]
     return nn.Sequential(*body, *_head(4))
 
 
@@ -258,9 +290,9 @@ def _overlapping_pools() -> nn.Module:
     return nn.Sequential(*body, nn.Flatten(), nn.Linear(4 * 4, CLASSES))
 
 
-def _dropout() -> nn.Module:
-    body = [_conv(3, 4), nn.ReLU(), nn.Dropout2d(0.5), _conv(4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return nn.Sequential(*body, nn.Dropout(0.5), nn.Linear(4, CLASSES))
+def _dropout(share: float = 0.5) -> nn.Module:
+    body = [_conv(3, 4), nn.ReLU(), nn.Dropout2d(share), _conv(4, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*body, nn.Dropout(share), nn.Linear(4, CLASSES))
 
 
 class _Counting(nn.Module):
@@ -293,32 +325,34 @@ def _partly_compiled(module: nn.Module) -> nn.Module:
 
 
 _ALL = (
-    Hostile("functional-relu", "no ReLU is a module", _functional_relu),
-    Hostile("in-place-relu", "ReLUs overwrite what comes before them", _inplace_relu),
-    Hostile("shared-relu", "one ReLU and one convolution are called many times", _shared_relu),
+    Hostile("functional-relu", "no ReLU is a module", _functional_relu, twin=_functional_relu_plainly),
+    Hostile("in-place-relu", "ReLUs overwrite what comes before them", _inplace_relu, twin=lambda: _inplace_relu(False)),
+    Hostile("shared-relu", "one ReLU and one convolution are called many times", _shared_relu, twin=_shared_relu_plainly),
     Hostile("skip", "a residual addition", _skip),
-    Hostile("skip-in-place", "`out += identity` with a strided shortcut", _skip_in_place),
+    Hostile("skip-in-place", "`out += identity` with a strided shortcut", _skip_in_place, twin=lambda: _skip_in_place(False)),
     Hostile("concatenation", "parallel branches, concatenated", _concatenation),
     Hostile("squeeze-excite", "a gate computed from the whole map", _squeeze_excite),
     Hostile("dict-output", "returns a dictionary", _dict_output),
     Hostile("tuple-output", "returns a tuple, the logits last", _tuple_output, settings={"output": 1}),
-    Hostile("channels-last", "weights and inputs in channels-last memory", _plain, channels_last=True),
+    Hostile("channels-last", "weights and inputs in channels-last memory", _plain, channels_last=True, twin=_plain),
     Hostile("depthwise", "depthwise convolutions and ReLU6", _depthwise),
     Hostile("no-pooling", "flattens the map into linear layers", _no_pooling),
-    Hostile("in-place-on-input", "overwrites its own input", _in_place_on_input),
+    Hostile("in-place-on-input", "overwrites its own input", _in_place_on_input, twin=_in_place_on_input_plainly),
     Hostile("one-channel", "gray input", lambda: _plain(1), channels=1),
     Hostile("five-channel", "multispectral input", lambda: _plain(5), channels=5),
     Hostile("mixed-padding", "asymmetric, dilated, replicated and reflected borders", _mixed_padding),
     Hostile("pre-activation", "batch norm before the convolution, as in DenseNet", _pre_activation),
     Hostile("convnext-like", "GELU, layer norm, linear layers on channels", _convnext_like),
-    Hostile("smooth", "hardswish and SiLU, in place", _smooth),
+    Hostile("smooth", "hardswish and SiLU, in place", _smooth, twin=lambda: _smooth(False)),
     Hostile("channel-shuffle", "chunk, concatenate, shuffle channels, as in ShuffleNet", _shuffle),
     Hostile("overlapping-pools", "max pools that overlap, with ceil_mode", _overlapping_pools),
-    Hostile("dropout", "left in training mode, with dropout", _dropout, training=True),
-    Hostile("updated-buffers", "left in training mode, with buffers that calls update", _Counting, training=True),
+    Hostile("dropout", "left in training mode, with dropout", _dropout, training=True, twin=lambda: _dropout(0.0)),
+    Hostile(
+        "updated-buffers", "left in training mode, with buffers that calls update", _Counting, training=True, twin=_Counting
+    ),
     Hostile("linear", "a linear map with bias", _linear, linear=True),
-    Hostile("compiled", "compiled by torch.compile", _plain, wrap=_compiled),
-    Hostile("partly-compiled", "one layer of it compiled by torch.compile", _plain, wrap=_partly_compiled),
+    Hostile("compiled", "compiled by torch.compile", _plain, wrap=_compiled, twin=_plain),
+    Hostile("partly-compiled", "one layer of it compiled by torch.compile", _plain, wrap=_partly_compiled, twin=_plain),
 )  # fmt: skip
 
 
