@@ -206,10 +206,11 @@ def seeded(case_seed: int, *what: Hashable) -> torch.Generator:
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """The correlation along the last axis; NaN where one of them is constant."""
+    limit = torch.finfo(a.dtype).eps * a.shape[-1]
+    steady = [limit * v.abs().amax(-1) for v in (a, b)]  # differences of equal values, by rounding
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     scale = a.norm(dim=-1) * b.norm(dim=-1)
-    limit = torch.finfo(a.dtype).eps * a.shape[-1]
-    flat = (a.abs().amax(-1) <= limit) | (b.abs().amax(-1) <= limit)
+    flat = (a.abs().amax(-1) <= steady[0]) | (b.abs().amax(-1) <= steady[1])
     return torch.where(flat, torch.nan, ((a * b).sum(-1) / scale.clamp(min=torch.finfo(a.dtype).tiny)).clamp(-1, 1))
 
 
