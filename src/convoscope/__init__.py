@@ -91,6 +91,8 @@ _PUBLIC = {
     "evaluation.base": ["Case", "Metric", "metrics"],
     "evaluation.evaluate": ["evaluate"],
     "evaluation.result": ["Evaluation"],
+    "evaluation.properties": ["properties"],
+    "evaluation.properties_result": ["Properties"],
     "evaluation.bench": ["Task", "tasks"],
     "evaluation.bench.run": ["bench"],
     "evaluation.bench.birds_run": ["birds_protocols"],

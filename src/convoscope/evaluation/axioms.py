@@ -114,6 +114,14 @@ class _Shifted(nn.Module):
         return self.module(x - self.shift)
 
 
+def recoded(network: Network, shift: Tensor) -> Network:
+    """The same function of pictures that are stored with `shift` `(1, channels, 1, 1)` added, in input space."""
+    return Network(
+        _Shifted(network.plain, shift), network.size, network.mean, network.std, network.categories,
+        channels=network.channels, name=network.name, output=network.output,
+    )  # fmt: skip
+
+
 class InputInvariance(Metric):
     """How alike maps are of the same network for pictures stored with a constant added, which it takes off again
     (Kindermans et al. 2019, section 3). 1: the same map, as it has to be.
@@ -133,10 +141,7 @@ class InputInvariance(Metric):
         network = case.network
         one = torch.ones_like(case.x[:1, :, :1, :1])
         shift = (network.normalize(one) - network.normalize(0 * one)) * self.shift
-        twin = Network(
-            _Shifted(network.plain, shift), network.size, network.mean, network.std, network.categories,
-            channels=network.channels, name=network.name, output=network.output,
-        )  # fmt: skip
+        twin = recoded(network, shift)
         rows = torch.arange(len(case.x))
         return torch.stack([similarity(m, case.explain(n, case.x + shift, rows, network=twin), "spearman")
                             for n, m in enumerate(case.maps)])  # fmt: skip
