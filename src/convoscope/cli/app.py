@@ -24,6 +24,7 @@ from convoscope.cli import (
     lists,
     maximize,
     merge,
+    properties,
     report,
     scan,
     scenes,
@@ -75,6 +76,7 @@ app.command()(report.report)
 app.command()(dissect.dissect)
 app.command()(evaluate.evaluate)
 app.command()(evaluate.metrics)
+app.command()(properties.properties)
 app.command()(bench.bench)
 app.command()(color.color)
 app.command()(maximize.maximize)
