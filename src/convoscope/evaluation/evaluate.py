@@ -67,7 +67,7 @@ def evaluate(
     if not scores:
         raise UsageError("no images to evaluate on")
     return Evaluation(
-        asked, names, tuple(nulls), torch.cat(scores, -1), tuple(run.units[m.name] for m in asked), run.left_out,
+        asked, names, tuple(nulls), torch.cat(scores, -1), tuple(run.units[m] for m in asked), run.left_out,
         network=network.name, network_hash=network.hash, seed=seed, passes=run.passes, explained=run.explained,
         seconds=time.perf_counter() - began,
     )  # fmt: skip

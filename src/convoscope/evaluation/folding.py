@@ -1,5 +1,6 @@
 """The same network with fewer operators, for the many forward passes that metrics ask for."""
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch.overrides import TorchFunctionMode
 from convoscope.core.layout import arranged
 from convoscope.core.operators import Call, operator_name, tensors_in
 
+_name_of = cache(operator_name)
 _CONVOLUTIONS = {"conv1d", "conv2d", "conv3d"}
 _HARMLESS = {"dim", "ndim", "size", "shape", "numel", "dtype", "device", "layout", "is_cuda", "requires_grad"}
 
@@ -126,7 +128,7 @@ class _Watching(TorchFunctionMode):
         self.readers: dict[int, list[Call | None]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, operator_name(func)
+        kwargs, name = kwargs or {}, _name_of(func)
         call = Call(name, "", func, args, kwargs) if name in _CONVOLUTIONS | {"batch_norm"} else None
         for tensor in tensors_in(args, kwargs) if name not in _HARMLESS else ():
             if id(tensor) in self.values:
@@ -148,7 +150,7 @@ class _Folding(TorchFunctionMode):
         self.pending: dict[int, tuple[Tensor, _Pair]] = {}
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, operator_name(func)
+        kwargs, name = kwargs or {}, _name_of(func)
         if name in _HARMLESS:
             return func(*args, **kwargs)
         if name == "batch_norm" and id(_input(args, kwargs)) in self.pending:

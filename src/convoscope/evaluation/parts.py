@@ -60,7 +60,7 @@ class Run:
     total: int = 0
     passes: int = 0
     explained: int = 0
-    units: dict[str, str] = field(default_factory=dict)
+    units: dict[Metric, str] = field(default_factory=dict)
     left_out: dict[tuple[str, str], str] = field(default_factory=dict)
     common: dict[Any, Any] = field(default_factory=dict)
 
@@ -80,7 +80,7 @@ class Run:
                 self.explained += part.explained
                 self._count(part.passes + part.explained)
             self.passes += part.passes
-            self.units[metric.name] = part.unit
+            self.units[metric] = part.unit
             self.left_out |= {(metric.name, name): reason for name, reason in part.left_out.items()}
         return torch.stack([part.scores for part in found if part is not None])
 

@@ -66,9 +66,10 @@ def filled(case: Case, base: Tensor, jobs: "Sequence[Job]", target: Target) -> l
     """
     x, base = laid(case.x), laid(base)
     out, waiting, held = [], [], 0
+    room = torch.empty((case.batch_size, *x.shape[1:]), dtype=x.dtype, device=x.device, memory_format=_format(x))
 
     def run() -> None:
-        rows = torch.empty_like(x[:1].expand(held, *x.shape[1:]), memory_format=_format(x))
+        rows = room[:held]  # the same memory for all batches
         for (image, masks), part in zip(waiting, rows.split([len(m) for _, m in waiting]), strict=True):
             torch.where(masks[:, None], base[image], x[image], out=part)
         images = torch.tensor([image for image, masks in waiting for _ in range(len(masks))])
