@@ -6,7 +6,9 @@ from convoscope.core.spec import registered
 from convoscope.evaluation.bench.base import Mapper, Task
 
 # The files that hold tasks.
-_MODULES: tuple[str, ...] = ("parts", "parts_interventions", "parts_influence", "analytic", "tris", "shortcut", "birds")
+_MODULES: tuple[str, ...] = (
+    "parts", "parts_interventions", "parts_influence", "analytic", "tris", "shortcut", "permuted", "birds",
+)  # fmt: skip
 
 __all__ = ["Mapper", "Task", "tasks"]
 

@@ -197,7 +197,7 @@ def measured(module: nn.Module, count: int = 1000) -> Measured:
 
 BIASED = tuple(Recipe(seed=k, rate=RATES[k % len(RATES)], biased=True) for k in range(20))
 CLEAN = tuple(replace(r, seed=100 + r.seed, biased=False) for r in BIASED)
-TWINS = tuple(Recipe(seed=200, permuted=p, wrong=0.0, widths=(16, 24, 32, 48), count=200, epochs=60) for p in (False, True))
+TWINS = tuple(Recipe(seed=200, permuted=p, wrong=0.0, widths=(16, 24, 32, 48), count=2000, epochs=50) for p in (False, True))
 
 
 def packed(modules: Sequence[nn.Module]) -> dict[str, Tensor]:
