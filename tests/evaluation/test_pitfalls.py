@@ -302,15 +302,14 @@ def test_p20_a_map_that_never_says_anything_is_not_perfectly_stable() -> None:
     assert e.MaxSensitivity(3).score(silent).isnan().all()
     assert torch.equal(torch.get_rng_state(), state)
     captum = peer("captum.metrics")
-    only = lambda x: x[0] if isinstance(x, tuple) else x  # noqa: E731
-    assert (captum.sensitivity_max(lambda x: torch.zeros_like(only(x)), case.x) == 0).all()  # the best there is
+    assert (captum.sensitivity_max(lambda x: (torch.zeros_like(x[0]),), case.x) == 0).all()  # the best there is
     steep = made_of(case, Given("sharp"))
     pictures = changed(steep, 4, 0.05)
 
-    def perturb(x: tuple[Tensor, ...]) -> Tensor:
-        return pictures.transpose(0, 1).flatten(0, 1)
+    def perturb(x: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (pictures.transpose(0, 1).flatten(0, 1),)
 
-    theirs = captum.sensitivity_max(lambda x: (1e4 * only(x)).sin(), case.x, perturb_func=perturb, n_perturb_samples=4)
+    theirs = captum.sensitivity_max(lambda x: ((1e4 * x[0]).sin(),), case.x, perturb_func=perturb, n_perturb_samples=4)
     ours = e.MaxSensitivity(4, 0.05).score(steep)[0]
     assert torch.allclose(ours, theirs.double(), rtol=1e-5, atol=1e-5)
 
