@@ -94,7 +94,9 @@ def _tell(found: Any, files: list[Path]) -> None:
     cells = [(name, *("" if rows[name, p] == "nan" else rows[name, p] for p in PROPERTIES)) for name in found.names]
     console().print(table(("method", *PROPERTIES), cells, right=PROPERTIES))
     for which, what in found.definitions.items():
-        console().print(f"\n[bold]{which}[/bold]: {found.missing.get(which) or what}")
+        console().print()
+        console().print(which, style="bold")
+        console().print(f"not known: {found.missing[which]}" if which in found.missing else what)
     for (name, where), reason in found.left_out.items():
         note(f"{name} does not explain {where}: {reason}")
     for path in files:
