@@ -54,7 +54,7 @@ def interpolated(x: Tensor, known: Tensor) -> Tensor:
 
 
 def _solved(
-    operator: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, weight: Tensor, tolerance: float = 1e-5, most: int = 2000
+    operator: Callable[[Tensor], Tensor], right: Tensor, x: Tensor, weight: Tensor, tolerance: float = 1e-6, most: int = 2000
 ) -> Tensor:
     """Conjugate gradients with the diagonal as preconditioner, all rows and channels as systems of their own."""
 

@@ -113,8 +113,8 @@ class LocalLipschitz(_Stable):
 class _Relative(_Stable, abstract=True):
     """Base of relative stability: the map's relative change over another relative change, the largest over noise.
 
-    Both are root mean squares of element-wise relative changes; elements nearer to zero than a thousandth of the largest
-    count as that, so that a single zero decides nothing.
+    Both are L2 norms of element-wise relative changes; elements nearer to zero than a thousandth of the largest count as that,
+    so that a single zero decides nothing.
     """
 
     range = (0.0, float("inf"))
@@ -135,7 +135,7 @@ class _Relative(_Stable, abstract=True):
 def _relative(clean: Tensor, others: Tensor) -> Tensor:
     clean, others = clean.flatten(1).double().cpu(), others.flatten(2).double().cpu()
     floor = 1e-3 * clean.abs().amax(1, keepdim=True)
-    return ((others - clean) / torch.maximum(clean.abs(), floor).clamp(min=1e-300)).square().mean(-1).sqrt()
+    return ((others - clean) / torch.maximum(clean.abs(), floor).clamp(min=1e-300)).norm(dim=-1)
 
 
 class RelativeInputStability(_Relative):
@@ -148,12 +148,16 @@ class RelativeInputStability(_Relative):
 
 
 class RelativeOutputStability(_Relative):
-    """The largest ratio of the map's relative change to that of the network's output (Agarwal et al. 2022, eq. 5)."""
+    """The largest ratio of the map's relative change to the L2 norm of the output's (Agarwal et al. 2022, eq. 5).
 
-    title, unit, use = "Relative output stability", "ratio of relative changes", "does the map change more than the answer?"
+    The output's change is not relative, as in the paper, so that it depends on the units of the output.
+    """
+
+    title, unit, use = "Relative output stability", "per unit of output", "does the map change more than the answer?"
 
     def _by(self, case: Case, pictures: Tensor) -> Tensor:
-        return _relative(*_answers(case, "output", pictures))
+        clean, others = _answers(case, "output", pictures)
+        return _norm((others - clean).double().cpu())
 
 
 class RelativeRepresentationStability(_Relative):
