@@ -46,7 +46,7 @@ def bench(
     chosen = None if methods == "all" else split_methods(methods)
     with Progress("benchmark, methods") as progress:
         found = run(chosen, asked, quick=not full, seed=seed, progress=progress)
-    metrics = _metrics(found)
+    metrics = _metrics(found, seed)
     for path in out or []:
         if path.suffix.lower() in (".html", ".htm"):
             from convoscope.evaluation.bench import drawing
@@ -62,13 +62,15 @@ def bench(
     _tell(found, metrics, out or [])
 
 
-def _metrics(found: Any) -> Any:
+def _metrics(found: Any, seed: int) -> Any:
     """The ranking of the metrics, where the task that it is judged by was run with methods enough to rank."""
-    try:
-        from convoscope.evaluation.bench.ranking import rank_metrics
-    except ImportError:
+    from convoscope.cli.terminal import Progress
+    from convoscope.evaluation.bench.ranking import LEAST, TASK, rank_metrics
+
+    if TASK not in found.kept or len(found.methods) < LEAST:
         return None
-    return rank_metrics(found) if "parts" in found.kept and len(found.methods) > 2 else None
+    with Progress("benchmark, metrics") as progress:
+        return rank_metrics(found, seed=seed, progress=progress)
 
 
 def _list(as_json: bool) -> None:
@@ -87,18 +89,23 @@ def _tell(found: Any, metrics: Any, files: list[Path]) -> None:
     from convoscope.cli.terminal import console, note, table
     from convoscope.files import size_text
 
-    names = [o.task.name for o in found.outcomes]
     skills = {(r["task"], r["method"]): r["skill"] for r in found.rows()}
-    rows = []
-    for r in found.ranking():
-        each = [_skill(skills[task, r["method"]]) for task in names]
-        rows.append((r["method"], r["rank"] or "", _skill(r["skill"]), f"{_skill(r['low'])} to {_skill(r['high'])}", *each))
-    heads = ("method", "rank", "skill", "95 % interval", *names)
-    console().print("Skill: 0 is what random maps reach, 1 the right answer; the mean over tasks, then each", style="bold")
-    console().print(table(heads, rows, right=("rank", "skill", *names)))
+    letters = {o.task.name: chr(ord("a") + k % 26) for k, o in enumerate(found.outcomes)}
+    rows = [
+        (r["method"], r["rank"] or "", _skill(r["skill"]), _skill(r["low"]), _skill(r["high"]),
+         *(_skill(skills[task, r["method"]]) for task in letters))
+        for r in found.ranking()
+    ]  # fmt: skip
+    console().print("Skill: 0 is what random maps reach, 1 the right answer. The mean over tasks, its 95 % interval, each task")
+    heads = ("method", "rank", "skill", "from", "to", *letters.values())
+    console().print(table(heads, rows, right=heads[1:]))
+    console().print()
+    asked = [(letters[o.task.name], o.task.name, _skill(o.reliability(found.seed)), o.task.measures) for o in found.outcomes]
+    console().print(table(("", "task", "order reliable", "measures"), asked, right=("order reliable",)))
     if metrics is not None:
-        console().print("\nWhich metric, which needs no truth, ranks the methods as the truth of 'parts' does?", style="bold")
-        cells = [(r["metric"], _skill(r["agreement"]), f"{_skill(r['low'])} to {_skill(r['high'])}") for r in metrics.rows()]
+        console().print("\nWhich metric orders the methods as the exact truth of 'parts' does?", style="bold")
+        told = [r for r in metrics.rows() if not r["reason"]]
+        cells = [(r["metric"], _skill(r["agreement"]), f"{_skill(r['low'])} to {_skill(r['high'])}") for r in told]
         console().print(table(("metric", "agreement", "95 % interval"), cells, right=("agreement",)))
     for outcome in found.outcomes:
         for name, reason in outcome.reasons.items():

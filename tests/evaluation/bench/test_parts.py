@@ -98,18 +98,16 @@ def test_the_oracle_of_parts_is_right_and_chance_knows_nothing() -> None:
 
 
 def test_agreement_by_hand(games: tuple[Game, ...]) -> None:
-    """The score of a map is what ranking its sums and the Shapley values by hand gives; area alone says nothing."""
+    """The score of a map is the correlation of its means over parts with their Shapley values per pixel; area says nothing."""
     game = games[0]
     values = torch.randn(game.picture.shape[1:], generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    areas = [int(m.sum()) for m in game.masks]
-    sums = [abs(float(values[m].sum())) / a for m, a in zip(game.masks, areas, strict=True)]
-    worth = [abs(float(w)) / a for w, a in zip(game.worth, areas, strict=True)]
-    a, b = ([sorted(v).index(x) for x in v] for v in (sums, worth))
-    n = len(a)
-    expected = 1 - 6 * sum((i - j) ** 2 for i, j in zip(a, b, strict=True)) / (n * (n**2 - 1))
-    assert float(agreement(values, game)) == pytest.approx(expected, abs=1e-12)
+    means = [float(values[m].mean()) for m in game.masks]
+    worth = [float(w) / int(m.sum()) for w, m in zip(game.worth, game.masks, strict=True)]
+    expected = float(torch.corrcoef(torch.tensor([means, worth], dtype=torch.float64))[0, 1])
+    assert float(agreement(values, game)) == pytest.approx(expected, abs=1e-9)
     assert float(agreement(torch.ones_like(values), game)) == 0.0
-    assert float(agreement(-spread(game), game)) == pytest.approx(1.0)
+    assert float(agreement(spread(game), game)) == pytest.approx(1.0)
+    assert float(agreement(-spread(game), game)) == pytest.approx(-1.0)
 
 
 # ---------------------------------------------------------------- interventions

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import convoscope as cs
 from convoscope.core.errors import SpecError, UnsupportedError, UsageError
 from convoscope.core.spec import About
+from convoscope.evaluation.base import spearman
 from convoscope.evaluation.bench import tasks
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.result import Bench, Outcome
@@ -59,6 +60,7 @@ class Signs(Weights, abstract=True):
 
     name = "signs"
     title = "Signs"
+    range = (0.0, 1.0)
 
     def score(self, mapper: Mapper) -> Tensor:
         maps = mapper(NET, X, cs.Logit(self.index), tuple(range(len(X))))
@@ -144,22 +146,46 @@ def test_a_refusal_has_its_reason_and_counts_as_chance(found: Bench) -> None:
     assert half.ranking()[-1]["rank"] is None
 
 
-def test_ranking_is_the_mean_of_clipped_skills() -> None:
+def by_hand() -> tuple[Outcome, Outcome]:
+    """Two tasks of two items: on the first, chance is 0 between -1 and 1, on the second 1/2 between 0 and 1."""
     names = ("good", "bad", "half", "oracle")
     nan = float("nan")
-    scores = torch.tensor([[0.5, 0.7], [-5.0, -3.0], [0.6, 0.6], [1.0, 1.0]], dtype=torch.float64)
-    other = torch.tensor([[0.5, 0.7], [0.8, 0.8], [nan, nan], [1.0, 1.0]], dtype=torch.float64)
-    chance = torch.zeros(2, dtype=torch.float64)
-    outcomes = (Outcome(Weights(), names, scores, chance), Outcome(Signs(), names, other, chance, {"half": "no"}))
-    made = Bench(outcomes, names, names, ())
+    scores = torch.tensor([[0.5, 0.7], [-0.5, -0.3], [0.6, 0.6], [1.0, 1.0]], dtype=torch.float64)
+    other = torch.tensor([[0.75, 0.85], [0.1, 0.3], [nan, nan], [1.0, 1.0]], dtype=torch.float64)
+    zero = torch.zeros(2, dtype=torch.float64)
+    return Outcome(Weights(), names, scores, zero), Outcome(Signs(), names, other, zero + 0.5, {"half": "no"})
+
+
+def test_skill_below_chance_is_the_way_to_the_worst_score() -> None:
+    first, second = by_hand()
+    assert first.skill.tolist() == pytest.approx([0.6, -0.4, 0.6, 1.0])
+    assert second.skill.tolist() == pytest.approx([0.6, -0.6, float("nan"), 1.0], nan_ok=True)
+
+
+def test_ranking_is_the_mean_over_tasks_where_refusing_counts_as_chance() -> None:
+    outcomes = by_hand()
+    made = Bench(outcomes, outcomes[0].names, outcomes[0].names, ())
     ranking = {r["method"]: r for r in made.ranking()}
-    assert ranking["good"]["skill"] == pytest.approx(0.6)
-    assert ranking["bad"]["skill"] == pytest.approx((-1 + 0.8) / 2)
-    assert ranking["half"]["skill"] == pytest.approx(0.3)
+    names = made.names
+    assert [ranking[n]["skill"] for n in names] == pytest.approx([0.6, -0.5, 0.3, 1.0])
     assert [ranking[n]["rank"] for n in names] == [1, 3, 2, None]
     assert [ranking[n]["tasks"] for n in names] == [2, 2, 1, 2]
     assert ranking["good"]["low"] == pytest.approx(0.5)
     assert ranking["good"]["high"] == pytest.approx(0.7)
+
+
+def test_an_order_is_sure_if_new_items_would_give_the_same() -> None:
+    """One where all items agree has reliability 1, noise about 0, and one between agrees with as many new items."""
+    generator = torch.Generator().manual_seed(4)
+    true = torch.randn(40, 1, generator=generator, dtype=torch.float64)
+    names, chance = tuple(f"m{k}" for k in range(40)), torch.zeros(30, dtype=torch.float64)
+    noise = [torch.randn(40, 30, generator=generator, dtype=torch.float64) for _ in range(2)]
+    assert Outcome(Weights(), names, true.expand(-1, 30), chance).reliability() == pytest.approx(1.0)
+    assert abs(Outcome(Weights(), names, noise[0], chance).reliability()) < 0.4
+    between = Outcome(Weights(), names, true + 5 * noise[0], chance).reliability()
+    means = [(true + 5 * n).mean(1) for n in noise]
+    assert between == pytest.approx(float(spearman(means[0], means[1])), abs=0.2)
+    assert Outcome(Weights(), names[:2], noise[0][:2], chance).reliability() != 0
 
 
 def test_maps_asked_for_before_are_not_made_again() -> None:
@@ -204,10 +230,10 @@ def test_progress_counts_methods() -> None:
 
 
 def test_cheap_is_less_of_the_same() -> None:
-    assert cheap(cs.IntegratedGradients(steps=500)) == cs.IntegratedGradients(steps=10)
+    assert cheap(cs.IntegratedGradients(steps=500)) == cs.IntegratedGradients(steps=8)
     assert cheap(cs.IntegratedGradients(steps=3, baseline="white")) == cs.IntegratedGradients(steps=3, baseline="white")
     inside = cheap(cs.SmoothGrad(of=cs.IntegratedGradients(steps=64), samples=2))
-    assert inside == cs.SmoothGrad(of=cs.IntegratedGradients(steps=10), samples=2)
+    assert inside == cs.SmoothGrad(of=cs.IntegratedGradients(steps=8), samples=2)
     x = torch.zeros(1, 3, 96, 96)
     for name, method in ((n, m()) for n, m in cs.methods().items()):
         assert type(cheap(method)) is type(method), name

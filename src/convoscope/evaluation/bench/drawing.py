@@ -17,7 +17,7 @@ LEDE = (
 )
 NOTES = (
     "Methods whose intervals overlap are not told apart by this run.",
-    "The mean gives every task the same weight; a skill below -1 counts -1. What matters to you may be one of the tasks.",
+    "The mean gives every task the same weight. What matters to you may be one of the tasks.",
     "Every method has the same settings on all tasks. A baseline or a layer that fits a task better would change its place.",
     "An edge detector that scores well on a task shows how far one comes there without looking at the network.",
 )
@@ -36,10 +36,11 @@ def benchmark_of(found: Bench, metrics: Any = None, command: str = "") -> show.B
         note = f"{place['tasks']} of {len(found.outcomes)} tasks" if left_out else ""
         title = CONTROLS.get(name, place["title"] if ":" not in name else f"{place['title']}, {name.split(':', 1)[1]}")
         made.append(show.Row(name, title[:1].upper() + title[1:], str(place["rank"] or ""), mean, bars, place["control"], note))
-    told = [] if metrics is None else [_metric(r) for r in metrics.rows()]
+    asked = [_asked(o, rows, found.seed) for o in found.outcomes]
+    told = [] if metrics is None else [_metric(r) for r in metrics.rows() if not r["reason"]]
     notes = [*([QUICK] if found.quick else []), *NOTES]
     notes.append(f"{len(found.methods)} methods in {found.seconds:.0f} s, seed {found.seed}.")
-    return show.Benchmark(TITLE, LEDE, [_asked(o, rows) for o in found.outcomes], made, told, notes, command)
+    return show.Benchmark(TITLE, LEDE, asked, made, told, notes, command)
 
 
 def page(found: Bench, metrics: Any = None, command: str = "") -> str:
@@ -52,7 +53,7 @@ def picture(found: Bench) -> "Image.Image":
     return show.figure(benchmark_of(found))
 
 
-def _asked(outcome: Outcome, rows: dict[tuple[str, str], dict[str, Any]]) -> show.Asked:
+def _asked(outcome: Outcome, rows: dict[tuple[str, str], dict[str, Any]], seed: int) -> show.Asked:
     task = outcome.task
     question = re.split(r"(?<=[.?!])\s", " ".join((type(task).__doc__ or "").split()))[0]
     own = [rows[task.name, n] for n in outcome.names if n not in CONTROLS]
@@ -63,6 +64,8 @@ def _asked(outcome: Outcome, rows: dict[tuple[str, str], dict[str, Any]]) -> sho
         ("Items", str(outcome.scores.shape[-1])),
         ("Chance", f"{chance:z.2f}, on a scale from {low:g} to {high:g}; an edge detector {edges:z.2f}"),
     ]
+    sure = outcome.reliability(seed)
+    facts += [] if sure != sure else [("Order", f"{sure:.2f} reliable (split halves; 1: new items would give the same order)")]
     facts += [] if best is None else [("Best", f"{best['method']}, {best['mean']:.2f}")]
     return show.Asked(task.name, task.title, question, task.exact, task.measures, facts, list(outcome.reasons.items()))
 
@@ -77,5 +80,7 @@ def _bar(row: dict[str, Any], outcome: Outcome) -> show.Bar:
 
 
 def _metric(row: dict[str, Any]) -> tuple[str, show.Bar, str]:
-    sure = not row["low"] <= 0 <= row["high"]
-    return row["metric"], show.Bar(row["agreement"], row["low"], row["high"], sure), str(row.get("note", ""))
+    note = ""
+    if row["oracle"] == row["oracle"]:
+        note = f"places {row['oracle']:.0%} of the methods below the right answer, {row['random']:.0%} below a random map"
+    return row["title"], show.Bar(row["agreement"], row["low"], row["high"], row["low"] > 0), note

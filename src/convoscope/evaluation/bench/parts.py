@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.spec import AtLeast
-from convoscope.evaluation.base import spearman
+from convoscope.evaluation.base import pearson
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.parts_game import Game, games
 from convoscope.loading import load
@@ -44,15 +44,15 @@ class Parts(Task):
 
     The players are the parts of the object and the distractors that show 8 pixels or more, four to six of them. Each of the
     2^players pictures is drawn without the parts that do not play and shown to the network; the logits of the picture's class
-    give exact Shapley values. The score of a picture is Spearman's correlation, over its players, of two numbers per pixel:
-    the magnitude of the map's sum over a player's pixels, and of its Shapley value, both divided by how many pixels show it.
-    Without that division a map that knows nothing is right about much, since large parts count for more in both. A map that
-    is equal on all parts gets 0.
+    give exact Shapley values. The score of a picture is Pearson's correlation, over its players, of two numbers per pixel: the
+    map's sum over a player's pixels, and its Shapley value, both divided by how many pixels show it. Without that division a
+    map that knows nothing is right about much, since large parts count for more in both. Signs count: some parts speak
+    against the class. A map that is equal on all parts gets 0.
     """
 
     title = "Parts that count"
     exact = "every subset of the parts is drawn and shown to the network: exact Shapley values"
-    measures = "rank correlation over parts of map and Shapley value, both per pixel, magnitudes"
+    measures = "correlation over parts of a map with the Shapley values, both per pixel"
 
     pictures: Annotated[int, "how many pictures", AtLeast(2)] = 100
     seed: Annotated[int, "of the scenes"] = SEED
@@ -72,10 +72,10 @@ class Parts(Task):
 
 
 def agreement(values: Float[Tensor, "height width"], game: Game) -> Float[Tensor, ""]:
-    """Spearman's correlation of magnitudes per pixel: a map's sum over each player's pixels, and the player's Shapley value."""
+    """Pearson's correlation, both per pixel, of a map's sum over each player's pixels and its Shapley value; 0 if constant."""
     area = game.masks.flatten(1).sum(1)
     sums = (values.double() * game.masks).flatten(1).sum(1)
-    return spearman((sums / area).abs(), (game.worth / area).abs()).nan_to_num(0.0)
+    return pearson(sums / area, game.worth / area).nan_to_num(0.0)
 
 
 def spread(game: Game) -> Float[Tensor, "height width"]:

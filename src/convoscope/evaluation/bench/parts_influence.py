@@ -108,7 +108,7 @@ class ZeroInfluence(Task):
     seed: Annotated[int, "of the scenes"] = SEED
 
     def quick(self) -> Task:
-        return ZeroInfluence(pictures=min(self.pictures, 8), seed=self.seed)
+        return ZeroInfluence(pictures=min(self.pictures, 6), seed=self.seed)
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
         truth = montage(self.pictures, self.seed)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.evaluation.base import seeded
+from convoscope.evaluation.base import seeded, spearman
 from convoscope.evaluation.bench.base import Task
 from convoscope.evaluation.statistics import RESAMPLES, adjusted, paired
 from convoscope.files import check_writable, replaced, write_text
@@ -23,7 +23,7 @@ from convoscope.network import Images, Network
 from convoscope.targets import Target
 
 CONTROLS = {"oracle": "the right answer", "edges": "an edge detector", "random": "random maps"}
-WORST = -1.0  # what a skill counts at least in a mean over tasks
+SPLITS = 200  # of the items into halves, for how sure an order is
 EDGES = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
@@ -63,15 +63,40 @@ class Outcome:
 
     @cached_property
     def skill(self) -> Float[Tensor, " names"]:
-        """0 for chance, 1 for the right answer: how much of the way from the one to the other the mean over items goes."""
-        return _skill(self.scores, self.chance, self.task.perfect)
+        """0 for chance, 1 for the right answer, -1 for the worst score there is.
+
+        It is how much of the way the mean over items goes from chance to the right answer, or to the lower end of the range.
+        """
+        return self._skill(self.scores, self.chance)
+
+    def reliability(self, seed: int = 0) -> float:
+        """How sure the order of the methods is: about how well it would correlate with the order on as many new items.
+
+        The items are split into halves at random 200 times; Spearman's correlation, over methods, of the mean scores in both
+        halves is corrected for their size (Spearman 1910, Brown 1910), and averaged. 1: new items would give the same order,
+        0: another. NaN for fewer than three methods or four items.
+        """
+        own = [i for i, n in enumerate(self.names) if n not in CONTROLS and not self.scores[i].isnan().all()]
+        items = self.scores.shape[-1]
+        if len(own) < 3 or items < 4:
+            return float("nan")
+        order = torch.rand(SPLITS, items, generator=seeded(seed, "halves", self.task.name)).argsort(-1)
+        halves = [self.scores[own][:, part].nanmean(-1).T for part in (order[:, : items // 2], order[:, items // 2 :])]
+        found = spearman(*halves)
+        return float((2 * found / (1 + found)).nanmean())
 
     def resampled(self, seed: int = 0) -> tuple[Float[Tensor, "names draws"], Float[Tensor, "names draws"]]:
         """Means and skills over items drawn with replacement; everybody's items are the same ones."""
         items = self.scores.shape[-1]
         drawn = torch.randint(items, (RESAMPLES, items), generator=seeded(seed, "bench", self.task.name))
         chosen = self.scores[:, drawn]
-        return chosen.nanmean(-1), _skill(chosen, self.chance[drawn].expand_as(chosen), self.task.perfect)
+        return chosen.nanmean(-1), self._skill(chosen, self.chance[drawn].expand_as(chosen))
+
+    def _skill(self, scores: Tensor, chance: Tensor) -> Tensor:
+        known = torch.where(scores.isnan(), torch.nan, chance).nanmean(-1)
+        gained = scores.nanmean(-1) - known
+        down = (known - self.task.range[0]).clamp(min=torch.finfo(scores.dtype).tiny)
+        return torch.where(gained < 0, gained / down, gained / (self.task.perfect - known))
 
     def rows(self, seed: int = 0) -> list[dict[str, Any]]:
         """One row for each name: mean and skill with 95 % bootstrap intervals, p, rank among methods, and why there are none.
@@ -129,11 +154,11 @@ class Bench:
     def ranking(self) -> list[dict[str, Any]]:
         """One row for each name, best first: the mean skill over tasks with its 95 % bootstrap interval, and the rank.
 
-        A skill counts -1 at least. A task that a method refuses counts 0, what guessing gets: refusing is no worse than
+        A task that a method refuses counts 0, what guessing gets: refusing is no worse than
         guessing, and better than being wrong. `tasks` is how many it did not refuse.
         """
-        draws = torch.stack([o.resampled(self.seed)[1] for o in self.outcomes]).clamp(min=WORST)
-        skills = torch.stack([o.skill for o in self.outcomes]).clamp(min=WORST)
+        draws = torch.stack([o.resampled(self.seed)[1] for o in self.outcomes])
+        skills = torch.stack([o.skill for o in self.outcomes])
         ends = draws.nan_to_num(0.0).mean(0).quantile(EDGES, -1)
         means = dict(zip(self.names, skills.nan_to_num(0.0).mean(0).tolist(), strict=True))
         counts = (~skills.isnan()).sum(0).tolist()
@@ -157,10 +182,11 @@ class Bench:
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking, the rows, every score, and all settings, as JSON values."""
-        return _plain({
+        return plain({
             "quick": self.quick, "seed": self.seed, "seconds": self.seconds,
             "tasks": [{**o.task.to_dict(), "title": o.task.title, "exact": o.task.exact, "measures": o.task.measures,
-                       "perfect": o.task.perfect, "chance": float(o.chance.nanmean())} for o in self.outcomes],
+                       "perfect": o.task.perfect, "chance": float(o.chance.nanmean()),
+                       "reliability": o.reliability(self.seed)} for o in self.outcomes],
             "methods": [{"called": n, **m.to_dict()} for n, m in zip(self.names, self.methods, strict=False)],
             "ranking": self.ranking(),
             "rows": self.rows(),
@@ -201,12 +227,6 @@ class Bench:
         return memo[outcome.task.name]
 
 
-def _skill(scores: Tensor, chance: Tensor, perfect: float) -> Tensor:
-    """(mean - chance) / (perfect - chance) over the items that have a score."""
-    chance = torch.where(scores.isnan(), torch.nan, chance)
-    return (scores - chance).nanmean(-1) / (perfect - chance).nanmean(-1)
-
-
 def _ranks(skills: Mapping[str, float]) -> dict[str, int]:
     """1 for the best method; equal skills share a rank. Controls and those without a skill have none."""
     own = {n: s for n, s in skills.items() if n not in CONTROLS and s == s}
@@ -221,10 +241,10 @@ def _csv(rows: list[dict[str, Any]]) -> str:
     return text.getvalue()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """NaN as null."""
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
+        return [plain(v) for v in value]
     return None if isinstance(value, float) and value != value else value

@@ -27,13 +27,13 @@ from convoscope.targets import Target
 
 DRAWS = 32  # random maps for chance, and as many others for the row "random"
 REMEMBERED = 256  # maps of one method, for tasks that ask for the same ones
-KEPT = ("parts", 16)  # of which task, and of how many of its pictures, the maps stay with the result
+KEPT = ("parts", 48)  # of which task, and of how many of its pictures, the maps stay with the result
 MOST = 8  # threads
 
-LIMITS = {"steps": 10, "samples": 48, "masks": 48, "permutations": 2}
+LIMITS = {"steps": 8, "samples": 40, "masks": 40, "permutations": 1}
 FEWER: dict[str, dict[str, int]] = {  # what the limits leave too dear: gradients of many samples, and products of settings
-    "deep-lift-shap": {"samples": 4}, "expected-gradients": {"samples": 12}, "is-cam": {"channels": 32, "steps": 2},
-    "score-cam": {"channels": 48}, "smooth-grad": {"samples": 8}, "smooth-grad-cam-plus-plus": {"samples": 8},
+    "deep-lift-shap": {"samples": 4}, "expected-gradients": {"samples": 8}, "is-cam": {"channels": 32, "steps": 2},
+    "score-cam": {"channels": 32}, "smooth-grad": {"samples": 8}, "smooth-grad-cam-plus-plus": {"samples": 8},
     "smooth-grad-squared": {"samples": 8}, "sobol": {"samples": 1}, "ss-cam": {"channels": 32, "samples": 2},
     "var-grad": {"samples": 8},
 }  # fmt: skip
@@ -60,7 +60,7 @@ def bench(
     _distinct([t.name for t in asked], "tasks")
     names = _named(methods, made)
     began = time.perf_counter()
-    with _threads(workers) as pool:
+    with threads(workers) as pool:
         run = _Run(asked, names, made, seed, progress)
         list(pool.map(run.truth, range(len(asked))))
         run.chance(list(pool.map(run.draw, range(2 * DRAWS))))
@@ -236,7 +236,7 @@ class _Run:
 
 
 @contextmanager
-def _threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
+def threads(workers: int | None) -> Iterator[ThreadPoolExecutor]:
     """Some threads, of which each computes on one core."""
     before = torch.get_num_threads()
     workers = min(before, os.cpu_count() or 1, MOST) if workers is None else workers
