@@ -107,7 +107,7 @@ class Permuted(Task):
     pictures: Annotated[int, "how many of the training pictures", AtLeast(2)] = 100
 
     def quick(self) -> Task:
-        return replace(self, pictures=min(self.pictures, 8))
+        return replace(self, pictures=min(self.pictures, 12))
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
         truth = twins(self.pictures)
