@@ -7,6 +7,7 @@ from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
 from convoscope.evaluation.information import AIC, SIC, median_curve
 from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.montage import DiFull, GridPointingGame
+from convoscope.evaluation.nulls import Permuted, permutations
 from convoscope.evaluation.randomization import (
     EfficientRandomization,
     ParameterRandomization,
@@ -66,6 +67,7 @@ __all__ = [
     "MoRF",
     "NonSensitivity",
     "ParameterRandomization",
+    "Permuted",
     "PointingGame",
     "RandomLogit",
     "RankAccuracy",
@@ -81,4 +83,5 @@ __all__ = [
     "data_randomization",
     "median_curve",
     "metrics",
+    "permutations",
 ]  # fmt: skip
