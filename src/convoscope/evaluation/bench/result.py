@@ -14,8 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.evaluation.base import seeded, spearman
+from convoscope.evaluation.base import seeded
 from convoscope.evaluation.bench.base import Task
+from convoscope.evaluation.bench.reliability import reliability
 from convoscope.evaluation.statistics import RESAMPLES, adjusted, paired
 from convoscope.files import check_writable, replaced, write_text
 from convoscope.method import Method
@@ -23,7 +24,6 @@ from convoscope.network import Images, Network
 from convoscope.targets import Target
 
 CONTROLS = {"oracle": "the right answer", "edges": "an edge detector", "random": "random maps"}
-SPLITS = 200  # of the items into halves, for how sure an order is
 EDGES = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
@@ -70,20 +70,8 @@ class Outcome:
         return self._skill(self.scores, self.chance)
 
     def reliability(self, seed: int = 0) -> float:
-        """How sure the order of the methods is: about how well it would correlate with the order on as many new items.
-
-        The items are split into halves at random 200 times; Spearman's correlation, over methods, of the mean scores in both
-        halves is corrected for their size (Spearman 1910, Brown 1910), and averaged. 1: new items would give the same order,
-        0: another. NaN for fewer than three methods or four items.
-        """
-        own = [i for i, n in enumerate(self.names) if n not in CONTROLS and not self.scores[i].isnan().all()]
-        items = self.scores.shape[-1]
-        if len(own) < 3 or items < 4:
-            return float("nan")
-        order = torch.rand(SPLITS, items, generator=seeded(seed, "halves", self.task.name)).argsort(-1)
-        halves = [self.scores[own][:, part].nanmean(-1).T for part in (order[:, : items // 2], order[:, items // 2 :])]
-        found = spearman(*halves)
-        return float((2 * found / (1 + found)).nanmean())
+        """How sure the order of the methods is; see `convoscope.evaluation.bench.reliability`."""
+        return reliability(self.scores[[i for i, n in enumerate(self.names) if n not in CONTROLS]], seed)
 
     def resampled(self, seed: int = 0) -> tuple[Float[Tensor, "names draws"], Float[Tensor, "names draws"]]:
         """Means and skills over items drawn with replacement; everybody's items are the same ones."""

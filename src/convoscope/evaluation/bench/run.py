@@ -4,7 +4,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -83,20 +83,19 @@ def cheap(method: Method) -> Method:
 
     Numbers that are smaller already stay.
     """
-    return _limited(method)
+    return limited(method, LIMITS, FEWER)
 
 
-def _limited(spec: Any) -> Any:
-    own = FEWER.get(spec.name, {})
-    limits, changes = {**LIMITS, **own}, {}
+def limited(spec: Any, limits: Mapping[str, int], own: Mapping[str, Mapping[str, int]]) -> Any:
+    """The method with whole numbers of at most `limits`, by the name of the setting, or `own`, by the name of the method."""
+    mine = own.get(spec.name, {})
+    most, changes = {**limits, **mine}, {}
     for info in fields_of(type(spec)):
         value = getattr(spec, info.name)
         if isinstance(value, Spec):
-            changes[info.name] = _limited(value)
-        elif (value is None and info.name in own) or (
-            info.name in limits and isinstance(value, int) and value > limits[info.name]
-        ):
-            changes[info.name] = limits[info.name]
+            changes[info.name] = limited(value, limits, own)
+        elif (value is None and info.name in mine) or (isinstance(value, int) and value > most.get(info.name, value)):
+            changes[info.name] = most[info.name]
     return dataclasses.replace(spec, **changes) if changes else spec
 
 
