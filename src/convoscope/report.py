@@ -260,10 +260,10 @@ def save(attribution: "Attribution", path: Path, over: Tensor | None) -> Path:
         if path.suffix == ".png":
             picture(attribution, over, range(len(attribution))).save(partial, format="PNG")
         else:
-            from safetensors.torch import save_file
+            from safetensors.torch import save
 
             made = {"convoscope": json.dumps(attribution.to_dict())}
-            save_file({"values": attribution.values.detach().cpu().contiguous()}, partial, made)
+            partial.write_bytes(save({"values": attribution.values.detach().cpu().contiguous()}, made))
     return path
 
 

@@ -68,7 +68,7 @@ class Way:
         """What `make` gives, or what an earlier run of the same command has kept of it."""
         import torch
         from safetensors import SafetensorError
-        from safetensors.torch import load_file, save_file
+        from safetensors.torch import load_file, save
 
         from convoscope.core.errors import LoadError
         from convoscope.files import make_folder, replaced
@@ -91,7 +91,7 @@ class Way:
         make_folder(self.store)
         if self.strip is not None:
             with replaced(steps) as partial:
-                save_file({str(n): torch.stack(self.frames[n]) for n in numbers if n in self.frames}, partial)
+                partial.write_bytes(save({str(n): torch.stack(self.frames[n]) for n in numbers if n in self.frames}))
         made.save(path)
         return made
 

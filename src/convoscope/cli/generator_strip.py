@@ -28,7 +28,7 @@ class Strip:
 
     def __call__(self, step: int, pixels: "Tensor") -> None:
         """The pictures after so many steps."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         from convoscope.files import replaced
         from convoscope.show import strip
@@ -39,7 +39,7 @@ class Strip:
             self.frames = {s: self.frames[s] for s in sorted(self.frames)[::2]}
         self.frames[step] = pixels.detach()[:16].clamp(0, 1).mul(255).round().byte().cpu().contiguous()
         with replaced(self.kept) as partial:
-            save_file({str(s): f for s, f in self.frames.items()}, partial)
+            partial.write_bytes(save({str(s): f for s, f in self.frames.items()}))
         groups = [
             strip.Group(f"step {s}", [strip.Grid([strip.Tile(colored(p), smooth=True) for p in f], 8)])
             for s, f in sorted(self.frames.items())

@@ -127,7 +127,7 @@ class Generator:
 
         Raises UsageError for a module that a file cannot describe: only trained here is known by its settings.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         if not isinstance(self.module, Upconvolution | Perceptron):
             raise UsageError(
@@ -146,7 +146,7 @@ class Generator:
         tensors |= {k: v for k, v in (("mean", self.mean), ("deviation", self.deviation)) if v is not None}
         tensors = {k: v.cpu().contiguous() for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
         with replaced(path) as partial:
-            save_file(tensors, partial, {"format": FORMAT, "generator": json.dumps(told, sort_keys=True)})
+            partial.write_bytes(save(tensors, {"format": FORMAT, "generator": json.dumps(told, sort_keys=True)}))
         return path
 
 

@@ -126,10 +126,10 @@ def save(found: "Attack", path: Path) -> Path:
     elif suffix in (".html", ".htm"):
         write_text(path, page(found))
     elif suffix == ".safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         with replaced(path) as partial:
-            save_file(found.tensors(), partial, found.metadata())
+            partial.write_bytes(save(found.tensors(), found.metadata()))
     else:
         raise UsageError(f"cannot save to {str(path)!r}: expected a picture (.png), a page (.html) or tensors (.safetensors)")
     return path

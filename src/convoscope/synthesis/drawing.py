@@ -137,11 +137,11 @@ def _recorded(made: Synthesis) -> Any:
 
 
 def _save_values(made: Synthesis, path: Path) -> None:
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     with replaced(path) as partial:
         tensors = {"pixels": made.pixels.contiguous(), "history": made.history.contiguous()}
-        save_file(tensors, partial, metadata={"convoscope": json.dumps(made.to_dict())})
+        partial.write_bytes(save(tensors, metadata={"convoscope": json.dumps(made.to_dict())}))
 
 
 def _short(value: Any) -> str:

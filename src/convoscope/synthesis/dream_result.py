@@ -75,10 +75,10 @@ class Dream:
             return path
         with replaced(path) as partial:
             if ending == ".safetensors":
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
                 tensors = {"pixels": self.pixels.cpu().contiguous(), "original": self.original.cpu().contiguous()}
-                save_file(tensors, partial, metadata={"convoscope": json.dumps(self.to_dict())})
+                partial.write_bytes(save(tensors, metadata={"convoscope": json.dumps(self.to_dict())}))
             elif ending == ".png":
                 save_png(self.image(), partial, self.to_dict())
             else:

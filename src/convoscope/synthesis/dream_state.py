@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from convoscope.files import make_folder, replaced
+from convoscope.data.sealed import read_sealed, write_sealed
+from convoscope.files import make_folder
 
 
 class State:
@@ -23,18 +22,12 @@ class State:
 
     def save(self, tensors: dict[str, Tensor], **about: Any) -> None:
         """Writes the state; what was there before stays until all is written."""
-        whole = {k: t.detach().cpu().contiguous().clone() for k, t in tensors.items()}
-        with replaced(self.path) as partial:
-            save_file(whole, partial, metadata={k: json.dumps(v) for k, v in about.items()})
+        write_sealed(self.path, tensors, {k: json.dumps(v) for k, v in about.items()})
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """What was saved last. A damaged file, or none, is nothing."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                about = {k: json.loads(v) for k, v in (file.metadata() or {}).items()}
-                return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118  not a mapping
-        except (OSError, SafetensorError, ValueError):
-            return None
+        found = read_sealed(self.path)
+        return None if found is None else (found[0], {k: json.loads(v) for k, v in found[1].items()})
 
 
 def digest(*tensors: Tensor) -> str:

@@ -88,14 +88,14 @@ class Expert:
 
     def save(self, path: str | Path) -> Path:
         """Writes it to a safetensors file, whole or absent."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         made = {"window": self.window, "stride": self.stride, "settings": self.settings, "report": self.report}
         made |= {k: getattr(self, k) for k in self.numbers()}
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
         with replaced(path) as partial:
-            save_file(tensors, partial, {"format": FORMAT, "kind": self.kind, "made": json.dumps(made, sort_keys=True)})
+            partial.write_bytes(save(tensors, {"format": FORMAT, "kind": self.kind, "made": json.dumps(made, sort_keys=True)}))
         return path
 
     @classmethod

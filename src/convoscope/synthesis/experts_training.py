@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convoscope.core.errors import ConvoscopeError, LoadError, UsageError
 from convoscope.core.spec import AtLeast, Paper, Spec, fields_of, parse_spec, registered
 from convoscope.data.dataset import Dataset, open_dataset
-from convoscope.files import replaced
+from convoscope.data.sealed import read_state, write_state
 from convoscope.network import Network
 from convoscope.synthesis.experts import Expert
 from convoscope.synthesis.experts_denoising import Denoiser, DenoisingExpert
@@ -82,7 +82,7 @@ class Run:
         if self.store is None or not self.store.is_file():
             return None
         try:
-            found = torch.load(self.store, map_location="cpu", weights_only=True)
+            found = read_state(self.store)
         except Exception as error:
             raise LoadError(f"cannot go on from {str(self.store)!r}: {type(error).__name__}; delete it to start anew") from None
         if found.get("key") != self.key:
@@ -92,8 +92,7 @@ class Run:
     def keep(self, state: State) -> None:
         """Keeps a state; the file is the old one or the new one."""
         if self.store is not None:
-            with replaced(self.store) as partial:
-                torch.save(state | {"key": self.key}, partial)
+            write_state(self.store, state | {"key": self.key})
 
     def tell(self, done: int, total: int) -> None:
         if self.progress is not None:

@@ -160,10 +160,10 @@ class Fooled:
             if path.suffix == ".png":
                 self.image().save(partial, format="PNG")
             else:
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
                 tensors = {"pixels": self.levels.contiguous(), "history": self.history.contiguous()}
-                save_file(tensors, partial, metadata={"convoscope": json.dumps(self.to_dict())})
+                partial.write_bytes(save(tensors, metadata={"convoscope": json.dumps(self.to_dict())}))
         return path
 
     def save_pictures(self, folder: str | Path) -> list[Path]:

@@ -1,6 +1,5 @@
 """The state of a run that fools a network, in one file: whole or absent, and named by everything its result depends on."""
 
-import contextlib
 import hashlib
 import json
 import time
@@ -11,11 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from convoscope.files import make_folder, replaced
+from convoscope.data.sealed import read_sealed, write_sealed
+from convoscope.files import make_folder
 
 EVERY = 5.0  # seconds between two states written, and between two pictures for a watcher
 SHOWN = 16  # classes whose pictures are kept on the way
@@ -41,18 +39,17 @@ class State:
         tensors = {f"tensor.{name}": t for name, t in self.tensors.items()}
         tensors |= {f"frame.{step}": frame for step, frame in self.frames}
         tensors |= {"history": torch.stack(self.history)}
-        with replaced(path) as partial:
-            save_file({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, partial)
+        write_sealed(path, tensors)
 
     @classmethod
     def read(cls, path: Path) -> "State":
         """What the file holds; an empty state where there is none, or a damaged one."""
-        with contextlib.suppress(OSError, SafetensorError, KeyError), safe_open(path, "pt") as file:
-            found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-            frames = sorted((int(k.removeprefix("frame.")), t) for k, t in found.items() if k.startswith("frame."))
-            tensors = {k.removeprefix("tensor."): t for k, t in found.items() if k.startswith("tensor.")}
-            return cls(tensors, list(found["history"]), frames)
-        return cls()
+        if (read := read_sealed(path)) is None:
+            return cls()
+        found = read[0]
+        frames = sorted((int(k.removeprefix("frame.")), t) for k, t in found.items() if k.startswith("frame."))
+        tensors = {k.removeprefix("tensor."): t for k, t in found.items() if k.startswith("tensor.")}
+        return cls(tensors, list(found["history"]), frames)
 
 
 def place(folder: Path, said: Mapping[str, Any]) -> Path:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convoscope.core.errors import UsageError
 from convoscope.data.dataset import Dataset, open_dataset
-from convoscope.files import replaced
+from convoscope.data.sealed import read_state, write_state
 from convoscope.network import Network
 
 EVERY = 15.0  # seconds between two checkpoints
@@ -72,14 +72,13 @@ class Run:
         state = {"done": done, "digest": self.digest}
         state |= {"modules": {k: m.state_dict() for k, m in training.modules.items()}}
         state |= {"optimizers": {k: o.state_dict() for k, o in training.optimizers.items()}}
-        with replaced(self.store) as partial:
-            torch.save(state, partial)
+        write_state(self.store, state)
 
     def _restore(self, training: Training) -> int:
         if self.store is None or not self.store.is_file():
             return 0
         try:
-            state = torch.load(self.store, map_location="cpu", weights_only=True)
+            state = read_state(self.store)
         except Exception as error:  # whatever a damaged file makes of it
             raise UsageError(f"{self.store.name} is no state of a training: {error}; delete it to begin again") from None
         if state.get("digest") != self.digest:

@@ -85,11 +85,11 @@ class Inversion:
             if ending == ".png":
                 save_png(self.image(), partial, self.to_dict())
             else:
-                from safetensors.torch import save_file
+                from safetensors.torch import save
 
                 tensors = {"pixels": self.pixels.contiguous(), "history": self.history.contiguous()}
                 tensors |= {} if self.originals is None else {"originals": self.originals.contiguous()}
-                save_file(tensors, partial, metadata={"convoscope": json.dumps(self.to_dict())})
+                partial.write_bytes(save(tensors, metadata={"convoscope": json.dumps(self.to_dict())}))
         return path
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from convoscope.files import make_folder, replaced
+from convoscope.data.sealed import read_sealed, write_sealed
+from convoscope.files import make_folder
 
 FORMAT = "convoscope.ascent/1"
 
@@ -40,17 +39,13 @@ class Stored:
         rows = self.rows
         tensors = self._tensors() | {f"frame.{s}": f for s, f in rows.frames}
         tensors["history"] = rows.past()
-        with replaced(self.path) as partial:
-            save_file({k: t.cpu().contiguous().clone() for k, t in tensors.items()}, partial, metadata={"step": str(step)})
+        write_sealed(self.path, tensors, {"step": str(step)})
 
     def resume(self) -> int:
         """Puts the rows where the file says; how many steps are done. A damaged file, or none, counts as none."""
-        try:
-            with safe_open(self.path, "pt") as file:
-                step = int((file.metadata() or {})["step"])
-                found = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  not a mapping
-        except (OSError, SafetensorError, KeyError, ValueError):
+        if (read := read_sealed(self.path)) is None:
             return 0
+        found, step = read[0], int(read[1]["step"])
         mine, history = self._tensors(), found.get("history", torch.zeros(0, len(self.rows.rows)))
         if any(k not in found or found[k].shape != t.shape for k, t in mine.items()) or len(history) != step:
             return 0

@@ -123,14 +123,14 @@ class SparseAutoencoder:
 
     def save(self, path: str | Path) -> Path:
         """Writes everything to a safetensors file, whole or absent."""
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = Path(path)
         told = {"scale": self.scale, "k": self.k, "layer": self.layer, "network_hash": self.network_hash}
         told |= {"settings": self.settings, "report": None if self.report is None else vars(self.report)}
         tensors = {name: getattr(self, name).contiguous().cpu() for name in ("encoder", "bias", "decoder", "center")}
         with replaced(path) as partial:
-            save_file(tensors, partial, {"format": FORMAT, "made": json.dumps(told, sort_keys=True)})
+            partial.write_bytes(save(tensors, {"format": FORMAT, "made": json.dumps(told, sort_keys=True)}))
         return path
 
     @classmethod
