@@ -498,3 +498,58 @@ def test_correlations_of_what_hardly_varies() -> None:
         assert e.base.pearson(torch.full_like(values, constant), values).isnan()
     assert float(e.base.pearson(values, values)) <= 1
     assert float(e.base.pearson(values, -values)) >= -1
+
+
+OTHER = TENSOR.flip(1)
+VARIANTS = [
+    *(kind(fill=f, of=o, **s) for kind, s in (
+        (e.Deletion, {"steps": 3}), (e.Insertion, {"steps": 3}), (e.EffectiveComplexity, {"steps": 3}), (e.AverageDrop, {}),
+        (e.IncreaseInConfidence, {}), (e.Sufficiency, {"shares": (0.2,)}), (e.FaithfulnessCorrelation, {"count": 4}),
+        (e.Infidelity, {"count": 4}), (e.Completeness, {}), (e.NonSensitivity, {"cells": 3}),
+    ) for f in (TENSOR, OTHER, "mean", 0.3) for o in OF),
+    e.Deletion(5, 0.3), e.Infidelity(4, shape="pixels"), e.Infidelity(4, share=0.2), e.Infidelity(9), e.NonSensitivity(4),
+    e.SIC((0.2,)), e.SIC((0.3,)), e.SIC((0.2,), start=0.2), e.SIC((0.2,), fill=TENSOR), e.SIC((0.2,), fill=OTHER),
+    e.AIC((0.2,)), e.ROAD((0.2,)), e.ROAD((0.3,)), e.TopK(), e.RankAccuracy(), e.BestIoU(),
+]  # fmt: skip
+
+
+def test_what_metrics_share_is_what_each_would_have_found_alone() -> None:
+    """All on one case, one after the other and back: nothing is taken for something else."""
+    c = case()
+    found = [m.score(c) for m in VARIANTS]
+    again = [m.score(c) for m in reversed(VARIANTS)][::-1]
+    for metric, one, other in zip(VARIANTS, found, again, strict=True):
+        assert close(one, other, 0), metric
+        assert close(one, metric.score(case()), 1e-12), metric
+
+
+def test_made_maps_are_shared_by_what_they_are_made_of() -> None:
+    several = (e.MaxSensitivity(2, 0.1), e.MaxSensitivity(3, 0.1), e.MaxSensitivity(2, 0.2), e.RelativeOutputStability(2, 0.1),
+               e.RelativeRepresentationStability(2, 0.1), e.RelativeRepresentationStability(2, 0.1, "2"))  # fmt: skip
+    c = made("input-x-gradient", "gradient")
+    for metric in several:
+        assert close(metric.score(c), metric.score(made("input-x-gradient", "gradient")), 1e-12), metric
+    before = c.passes
+    e.AverageSensitivity(2, 0.1).score(c)  # the maps of the largest serve the mean
+    assert c.passes == before
+
+
+def test_shares_that_fall_on_the_edge_are_enough() -> None:
+    """A network that counts pixels: half of them are half of the way."""
+    network = cs.Network(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).double(), size=8, channels=1)
+    network.module[1].weight.data[:], network.module[1].bias.data[:] = torch.tensor([[-1.0], [1.0]]), 0
+    x, maps = torch.ones(1, 1, 8, 8).double(), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(3)).double()
+    for target in (0, 1):  # one that falls, one that rises
+        c = cs.Case(network, x, cs.Logit(target), maps, ("any",))
+        for keep, expected in ((0.5, 0.5), (0.51, 0.75), (1.0, 1.0), (0.0, 0.0)):
+            assert float(e.EffectiveComplexity(keep, 4, 0.0, "target").score(c)) == expected
+
+
+def test_values_of_any_size() -> None:
+    c = case()
+    plain = [m().score(c) for m in (e.Gini, e.Entropy)]
+    for factor in (1e-300, 1e200, 1e300):
+        big = cs.Case(c.network, c.x, c.target, c.maps * factor, c.names, truth=c.truth)
+        assert all(close(m().score(big), p) for m, p in zip((e.Gini, e.Entropy), plain, strict=True))
+        assert close(e.EnergyPointing().score(big), e.EnergyPointing().score(c))
+        assert close(e.AverageDrop().score(big), e.AverageDrop().score(c))
