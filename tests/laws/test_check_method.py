@@ -255,10 +255,16 @@ def test_a_paper_is_wanted() -> None:
         LAWS["is documented"](Trial(Unfounded(), zoo()["skip"]))
 
 
-def test_public_door() -> None:
+def test_public_door(capsys: pytest.CaptureFixture[str]) -> None:
     import convoscope
 
     convoscope.testing.check_method("gradient", ["skip", "linear"])
+    convoscope.testing.check_method("guided-backprop", ["linear", "functional-relu"])
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "gradient keeps all laws on 2 networks"
+    assert said[1].startswith("guided-backprop keeps all laws on 1 network; refuses linear: ")
+    with pytest.raises(AssertionError, match=r"(?s)on 'linear' breaks .*\n.*on 'one-channel' breaks .*\(2 of 2 networks\)"):
+        convoscope.testing.check_method(IgnoresTheTarget, ["linear", "one-channel"])
     convoscope.testing.check_method(convoscope.SmoothGrad(samples=2), ["skip"])
     with pytest.raises(AssertionError, match="tells targets apart"):
         convoscope.testing.check_method(IgnoresTheTarget, ["skip"])

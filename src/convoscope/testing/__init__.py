@@ -1,7 +1,8 @@
 """Checks for methods of your own: the laws that every method of the package keeps on every network of a hostile zoo.
 
 from convoscope.testing import check_method
-check_method(MyMethod(steps=8))
+check_method(MyMethod(steps=8))                 # on every network of the zoo: prints a line, or raises with each law broken
+check_method(MyMethod(steps=8), ["skip"])       # on some of them
 
 The same for metrics: `check_metric(MyMetric())`, on cases of which the answer is known.
 """

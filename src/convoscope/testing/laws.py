@@ -183,12 +183,25 @@ Exceptions = Mapping[tuple[str, str, str], str]
 def check_method(method: Method | type[Method] | str, networks: Iterable[str] | None = None) -> None:
     """Checks all laws for one method, on the named networks of the zoo or on all that can be built here.
 
-    A method may refuse a network with UnsupportedError. Raises AssertionError naming the law, the method and the network.
+    A method may refuse a network with UnsupportedError. Prints how many networks it was checked on and which it refused;
+    raises AssertionError naming the laws it breaks, on which network and how: the first law of each network.
     """
-    known = zoo()
-    for name in known if networks is None else networks:
-        if not unavailable(known[name]):
-            check_on(small(method), known[name])
+    known, checked = zoo(), small(method)
+    broken: list[AssertionError] = []
+    refused: dict[str, str] = {}
+    names = [n for n in (known if networks is None else networks) if not unavailable(known[n])]
+    for name in names:
+        try:
+            if reason := check_on(checked, known[name]):
+                refused[name] = reason
+        except AssertionError as error:
+            broken.append(error)
+    if broken:
+        counted = f"\n({len(broken)} of {len(names)} networks)" if len(names) > 1 else ""
+        raise AssertionError("\n".join(map(str, broken)) + counted) from broken[0]
+    kept = len(names) - len(refused)
+    said = [f"{checked.name} keeps all laws on {kept} network{'s' * (kept != 1)}"]
+    print("; ".join(said + [f"refuses {n}: {r}" for n, r in refused.items()]))
 
 
 def check_on(method: Method, hostile: Hostile, exceptions: Exceptions = EXCEPTIONS) -> str:
