@@ -17,7 +17,7 @@ from convoscope.evaluation.bench.birds_protocols import (
     importances,
     marked,
     single_deletion,
-    target_sensitivity,
+    told_apart,
 )
 from convoscope.evaluation.bench.birds_truth import Bird, of_game, sets
 from convoscope.evaluation.bench.parts import SEED, Played, played
@@ -80,6 +80,11 @@ class _Birds(Task, abstract=True):
         truth = self.flock.played
         return mapper(truth.network, truth.x, truth.target, tuple(range(len(truth.x))))
 
+    def known(self, values: Float[Tensor, "pictures *some"]) -> Float[Tensor, "pictures *some"]:
+        """The values of the pictures that the network gets right, NaN for the others."""
+        values[torch.tensor([b.predicted != b.label for b in self.flock.birds])] = torch.nan
+        return values
+
 
 class BirdsCompleteness(_Birds):
     """Are all parts that count marked, and nothing else? The completeness of FunnyBirds, as a share of the best there is.
@@ -100,7 +105,7 @@ class BirdsCompleteness(_Birds):
             complete(checks(bird, marked(m, bird))) / best
             for m, bird, (_, best) in zip(maps, birds, self.flock.best, strict=True)
         ])  # fmt: skip
-        rows[torch.tensor([b.predicted != b.label for b in birds])] = torch.nan
+        rows = self.known(rows)
         return rows.gather(1, crossed(rows)[:, None])[:, 0]
 
     def oracle(self) -> Mapper:
@@ -114,10 +119,11 @@ class BirdsCompleteness(_Birds):
 
 
 class BirdsCorrectness(_Birds):
-    """Do the importances of the parts rank as what taking each away costs? The single deletion protocol of FunnyBirds.
+    """Do importances of parts rank as what taking each away costs? The single deletion protocol of FunnyBirds, as published.
 
-    Spearman's correlation over the parts, halved, plus 1/2. Large parts cost more and hold more of any map, which is why
-    random maps score above 1/2 and a score is read above theirs.
+    Spearman's correlation over the parts of a picture, halved, plus 1/2. Large parts cost more and hold more of any map, so that
+    random maps get nearly 0.9: it tells maps that contradict the network from others, and hardly good ones from flat ones; the
+    task `parts` compares per pixel. Pictures that the network gets wrong have no score.
     """
 
     title = "FunnyBirds: correctness"
@@ -125,7 +131,7 @@ class BirdsCorrectness(_Birds):
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
         pairs = zip(self.maps(mapper), self.flock.birds, strict=True)
-        return torch.stack([single_deletion(b, importances(m, b), b.label) for m, b in pairs])
+        return self.known(torch.stack([single_deletion(b, importances(m, b)) for m, b in pairs]))
 
     def oracle(self) -> Mapper:
         birds = self.flock.birds
@@ -137,13 +143,13 @@ class BirdsCorrectness(_Birds):
 class BirdsContrastivity(_Birds):
     """Is a part more important for the class it speaks for? The target sensitivity protocol of FunnyBirds.
 
-    Two other classes and two parts of each picture are chosen, such that taking the first part away costs the first class
-    clearly more than the second, and the second part the other way round. A map for each class is asked for; of the two
-    comparisons, the share that comes out right. A map that does not depend on the class gets 1/2.
+    Of each picture two classes that are not its own are chosen, such that taking one part away costs the first class clearly
+    more than the second, and another part the other way round. A map for each class is asked for. Each part should be more
+    important for the class that misses it more; parts count by how clear that is. A map that is the same for both gets 1/2.
     """
 
     title = "FunnyBirds: contrastivity"
-    measures = "share of two parts that are more important for the class they speak for"
+    measures = "share of the parts, by how clear they are, that are more important for the class that misses them more"
 
     compared: Annotated[int, "in how many of them, the first ones, the two maps are compared", AtLeast(1)] = 50
 
@@ -159,7 +165,7 @@ class BirdsContrastivity(_Birds):
         found = torch.full((len(birds),), torch.nan, dtype=torch.float64)
         for i, pair in zip(some, maps.split(2), strict=True):
             first, second = importances(pair, birds[i])
-            found[i] = target_sensitivity(birds[i].contrast, first, second)  # type: ignore[arg-type]
+            found[i] = told_apart(birds[i], first, second)
         return found
 
     def oracle(self) -> Mapper:

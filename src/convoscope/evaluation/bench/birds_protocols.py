@@ -83,12 +83,12 @@ def _set(bird: Bird, found: Marked) -> Int[Tensor, "*some"]:
 
 
 # ---------------------------------------------------------------- correctness
-def single_deletion(bird: Bird, found: Float[Tensor, " things"], label: int | None = None) -> Float[Tensor, ""]:
+def single_deletion(bird: Bird, found: Float[Tensor, " things"]) -> Float[Tensor, ""]:
     """SD: how the importances of the parts rank with what taking each away costs the class, 0..1; 1/2 for equal ones.
 
     Spearman's correlation, halved, plus 1/2. NaN where all cost the same. The class is the predicted one.
     """
-    cost = bird.effects[: bird.parts, bird.predicted if label is None else label]
+    cost = bird.effects[: bird.parts, bird.predicted]
     if len(cost) < 2 or bool((cost == cost[0]).all()):
         return torch.tensor(torch.nan, dtype=torch.float64)
     return spearman(found[: bird.parts], cost).nan_to_num(0.0) / 2 + 0.5
@@ -104,10 +104,25 @@ def target_sensitivity(
     """
     found = []
     for parts, own, other in ((contrast.parts[0], first, second), (contrast.parts[1], second, first)):
-        more, less = own[: len(parts)][parts].sum(), other[: len(parts)][parts].sum()
-        same = (more - less).abs() <= ROUNDING * (more.abs() + less.abs())
-        found.append(torch.where(same, ties, (more > less).double()))
+        found.append(_more(own[: len(parts)][parts].sum(), other[: len(parts)][parts].sum(), ties))
     return torch.stack(found).mean()
+
+
+def told_apart(bird: Bird, first: Float[Tensor, " things"], second: Float[Tensor, " things"]) -> Float[Tensor, ""]:
+    """TS over all parts: which of the two classes of the contrast each part speaks for more, 1/2 for a map that is the same.
+
+    Parts count as much as what taking them away costs the one class and not the other.
+    """
+    assert bird.contrast is not None
+    cost = bird.effects[: bird.parts, list(bird.contrast.classes)]
+    clear = cost[:, 0] - cost[:, 1]
+    right = _more(first[: bird.parts] * clear.sign(), second[: bird.parts] * clear.sign(), 0.5)
+    return (right * clear.abs()).sum() / clear.abs().sum()
+
+
+def _more(a: Tensor, b: Tensor, ties: float) -> Tensor:
+    same = (a - b).abs() <= ROUNDING * (a.abs() + b.abs())
+    return torch.where(same, ties, (a > b).double())
 
 
 # ---------------------------------------------------------------- the network alone
