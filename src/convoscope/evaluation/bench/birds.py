@@ -121,9 +121,9 @@ class BirdsCompleteness(_Birds):
 class BirdsCorrectness(_Birds):
     """Do importances of parts rank as what taking each away costs? The single deletion protocol of FunnyBirds, as published.
 
-    Spearman's correlation over the parts of a picture, halved, plus 1/2. Large parts cost more and hold more of any map, so that
-    random maps get nearly 0.9: it tells maps that contradict the network from others, and hardly good ones from flat ones; the
-    task `parts` compares per pixel. Pictures that the network gets wrong have no score.
+    Spearman's correlation over the parts of a picture, halved, plus 1/2. Large parts cost more and hold more of any map, so
+    random maps get nearly 0.9: it tells maps that contradict the network from others, and hardly good ones from flat ones;
+    the task `parts` compares per pixel. Pictures that the network gets wrong have no score.
     """
 
     title = "FunnyBirds: correctness"
