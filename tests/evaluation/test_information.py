@@ -136,7 +136,7 @@ def test_curves_are_those_of_the_authors(monkeypatch) -> None:
 
     relevance = g.standard_normal((24, 24))
     shares = [0.02, 0.1, 0.3, 0.6]
-    theirs = pic.compute_pic_metric(pixels, relevance, pic.generate_random_mask(24, 24), answer, shares, min_pred_value=0.0)
+    theirs = pic.compute_pic_metric(pixels, relevance, g.random((24, 24)) < 0.01, answer, shares, min_pred_value=0.0)
     predictions = torch.tensor(theirs.predictions, dtype=torch.float64)
     size = torch.tensor([pic.estimate_image_entropy(image) for image in theirs.blurred_images], dtype=torch.float64)
     curve = information_curve(size, predictions)

@@ -314,6 +314,7 @@ def test_p20_a_map_that_never_says_anything_is_not_perfectly_stable() -> None:
     assert torch.allclose(ours, theirs.double(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the peer's
 def test_p21_a_sparse_map_has_as_many_pixels_removed_as_asked_for() -> None:
     case, _ = oracle(3)
     sparse = torch.zeros(1, 3, 12, 12, dtype=torch.float64)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, chunks
+from convoscope.evaluation.base import Case, Metric, Scores, chunks, twin_of
 from convoscope.evaluation.randomization import similarity
 from convoscope.evaluation.removal import FILL, OF, Fill, Of
 from convoscope.network import Network
@@ -116,10 +116,7 @@ class _Shifted(nn.Module):
 
 def recoded(network: Network, shift: Tensor) -> Network:
     """The same function of pictures that are stored with `shift` `(1, channels, 1, 1)` added, in input space."""
-    return Network(
-        _Shifted(network.plain, shift), network.size, network.mean, network.std, network.categories,
-        channels=network.channels, name=network.name, output=network.output,
-    )  # fmt: skip
+    return twin_of(network, _Shifted(network.plain, shift))
 
 
 class InputInvariance(Metric):
@@ -162,11 +159,7 @@ class Symmetry(Metric):
     paper: ClassVar[Paper] = Completeness.paper
 
     def score(self, case: Case) -> Scores:
-        network = case.network
-        twin = Network(
-            _Mirrored(network.plain, network.head), network.size, network.mean, network.std, network.categories,
-            channels=network.channels, name=network.name,
-        )  # fmt: skip
+        twin = twin_of(case.network, _Mirrored(case.network.plain, case.network.head))
         rows = torch.arange(len(case.x))
         found = []
         for number in range(len(case.names)):

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int32
-from torch import Tensor
+from torch import Tensor, nn
 
 from convoscope.core.errors import UsageError
 from convoscope.core.probe import Probe
@@ -170,6 +170,14 @@ class Case:
         self.passes += passes
         if self.progress is not None:
             self.progress(passes)
+
+
+def twin_of(network: Network, module: nn.Module, size: tuple[int, int] | None = None) -> Network:
+    """Another module in the place of a network's own, with all that the network knows of its pictures and classes."""
+    return Network(
+        module, size or network.size, network.mean, network.std, network.categories, channels=network.channels,
+        name=network.name, output=network.output,
+    )  # fmt: skip
 
 
 def rows_of(target: Target, images: Tensor) -> Target:

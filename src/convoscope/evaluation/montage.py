@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.spec import AtLeast, Paper, fields_of
-from convoscope.evaluation.base import Case, Metric, Scores, seeded
+from convoscope.evaluation.base import Case, Metric, Scores, seeded, twin_of
 from convoscope.evaluation.information import class_of
 from convoscope.method import Method
 from convoscope.network import Network
@@ -166,7 +166,4 @@ class _Cell(nn.Module):
 
 def _alone(network: Network, montages: Tensor, cells: int, cell: int) -> Network:
     """The network for one cell of the montages."""
-    return Network(
-        _Cell(network.plain, box(montages, cells, cell)), (montages.shape[2], montages.shape[3]), network.mean, network.std,
-        network.categories, channels=network.channels, name=network.name, output=network.output,
-    )  # fmt: skip
+    return twin_of(network, _Cell(network.plain, box(montages, cells, cell)), (montages.shape[2], montages.shape[3]))

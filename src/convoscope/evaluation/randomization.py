@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from convoscope.core.errors import UsageError
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, seeded, spearman
+from convoscope.evaluation.base import Case, Metric, Scores, seeded, spearman, twin_of
 from convoscope.network import Network
 from convoscope.targets import Logit
 
@@ -165,10 +165,7 @@ def randomized_steps(case: Case, order: str) -> Iterator[Network]:
     if not layers:
         raise UsageError(f"{network.name} has no weights to randomize")
     layers = layers if order == "bottom-up" else layers[::-1]
-    twin = Network(
-        module, network.size, network.mean, network.std, network.categories, channels=network.channels, name=network.name,
-        output=network.output,
-    )  # fmt: skip
+    twin = twin_of(network, module)
     for step, (name, own) in enumerate(layers):
         part = module.get_submodule(name)
         with torch.no_grad():

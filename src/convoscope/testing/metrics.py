@@ -187,7 +187,8 @@ METRIC_LAWS: dict[str, Callable[[Metric, Case, Tensor], None]] = {
 
 def _on_zeros(metric: Metric) -> Metric:
     """The metric with the baseline, the target and the share of the picture of which the answer is known."""
-    known = {"fill": 0.0, "baseline": 0.0, "of": "target", "tolerance": 0, "shares": (0.2,)}
+    few = min(2, getattr(metric, "smooth", 2))
+    known = {"fill": 0.0, "baseline": 0.0, "of": "target", "tolerance": 0, "shares": (0.2,), "smooth": few}
     return replace(metric, **{f.name: known[f.name] for f in fields_of(type(metric)) if f.name in known})
 
 
