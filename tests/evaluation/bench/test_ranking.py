@@ -157,7 +157,7 @@ def test_threads_do_not_matter_and_what_is_wrong_is_said(known) -> None:
     assert torch.allclose(one.scores, rank(case, truth, chosen, workers=3).scores, atol=1e-12)
     direct = cs.metrics()["deletion"].make({"steps": 3}).score(case)
     assert torch.allclose(one.scores[0], direct, atol=1e-12)
-    with pytest.raises(cs.UsageError, match="random-logit makes maps anew"):
+    with pytest.raises(cs.UsageError, match="random-logit makes maps anew, and the case has maps alone"):
         rank(case, truth, ["random-logit"])
     with pytest.raises(cs.UsageError, match="the truth is a score of each map"):
         rank(case, truth[:, :2], chosen)
@@ -194,6 +194,14 @@ def test_ranked_on_the_maps_that_a_benchmark_kept() -> None:
     assert float(found.scores[0, methods.index("lrp"), 0]) == pytest.approx(
         float(where.flatten()[best].double().mean()), abs=0.01
     )
+    again = rank_metrics(run, ["gini", "max-sensitivity:count=2"], pictures=3)
+    assert again.metrics[1].name == "max-sensitivity"
+    assert again.scores[1, len(methods) :].isnan().all(), "controls make no maps"
+    x, target = run.kept["parts"].x[:3], cs.Logit(run.kept["parts"].target.index[:3])
+    maps = cs.explain(run.kept["parts"].network, x, "lrp", target).heatmap().double()
+    case = Case(run.kept["parts"].network, x, target, maps[None], ("lrp",), (cs.methods()["lrp"](),))
+    expected = cs.metrics()["max-sensitivity"].make({"count": 2}).score(case)[0]
+    assert torch.allclose(again.scores[1, methods.index("lrp")], expected, rtol=1e-3)
     assert set(found.to_dict()) >= {"rows", "scores", "exact", "reliability", "metrics", "names"}
     with pytest.raises(cs.UsageError, match="ranked on the task 'parts'"):
         rank_metrics(bench(["gradient"], ["tris:pictures=2,scenario=rigid"], quick=True))

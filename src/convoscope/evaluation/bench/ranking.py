@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
 
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.run import rows_at_once, undisturbed
@@ -17,13 +19,15 @@ from convoscope.evaluation.base import Case, Metric, mean_ranks, metrics, pearso
 from convoscope.evaluation.bench.parts import played
 from convoscope.evaluation.bench.reliability import LEAST, reliability
 from convoscope.evaluation.bench.result import CONTROLS, Bench, plain
-from convoscope.evaluation.bench.run import threads
+from convoscope.evaluation.bench.run import cheap, threads
 from convoscope.evaluation.evaluate import metric_of
 from convoscope.evaluation.nulls import noise
 from convoscope.evaluation.statistics import RESAMPLES
+from convoscope.method import explain
 
 TASK = "parts"
-PICTURES = 8  # in quick
+PICTURES = {True: 8, False: 16}  # by whether the benchmark is a quick one
+AGAIN, FEW = 4, 3  # for metrics that make maps anew: pictures, and changes of each
 NUMBERS = (
     "agreement", "low", "high", "image", "image_low", "image_high", "overall", "overall_low", "overall_high",
     "oracle", "random",
@@ -46,6 +50,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "region-perturbation": {"cells": 6, "regions": 3},
 }
 DEAR = dict.fromkeys(("aic", "sic", "road"), "too dear for a quick benchmark; the full one has it")
+MAKES = "makes maps anew, too dear for a quick benchmark; the full one has it"
 
 
 @dataclass
@@ -79,7 +84,8 @@ class MetricRanking:
         each image alone, then averaged: whether a single picture suffices. `overall` with its ends: with the mean over many
         tasks in place of the exact score. `oracle` and `random`: the share of methods that the metric places below the right
         answer (1 is right) and below a random map (0 is right). `passes`: forward passes at most for each image and method, or
-        for each image where they are `shared` by all methods. Those that were not asked come last, with their reason.
+        for each image where they are `shared` by all methods; where `makes`, how many maps are made anew. Those that were not
+        asked come last, with their reason.
         """
         return [dict(row) for row in self._rows]
 
@@ -115,6 +121,15 @@ class MetricRanking:
             "metrics": [m.to_dict() for m in self.metrics], "names": list(self.names), "rows": self.rows(),
             "scores": self.scores.tolist(), "exact": self.truth.tolist(),
         })  # fmt: skip
+
+    def joined(self, other: "MetricRanking") -> "MetricRanking":
+        """The metrics of both, of the same names and truth; one of them may have fewer images."""
+        missing = self.scores.shape[-1] - other.scores.shape[-1]
+        scores = torch.cat([self.scores, F.pad(other.scores, (0, missing), value=torch.nan)])
+        return replace(
+            self, metrics=self.metrics + other.metrics, scores=scores, passes=self.passes + other.passes,
+            seconds=self.seconds + other.seconds,
+        )  # fmt: skip
 
     @property
     def _own(self) -> list[int]:
@@ -154,28 +169,34 @@ def rank_metrics(
     bench: Bench, metrics: Sequence[Metric | str] | None = None, *, seed: int = 0, pictures: int | None = None,
     workers: int | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> MetricRanking:  # fmt: skip
-    """Which metrics (default: all that judge maps as they are) agree with the exact Shapley values of the task "parts"?
+    """Which metrics (default: all) agree with the exact Shapley values of the task "parts"?
 
     They judge the maps that a benchmark kept, of all methods and of the controls; localization metrics take the parts of
-    positive Shapley value for the object. A quick benchmark asks them on eight pictures with few steps, another on all that it
-    kept with the settings given. Raises UsageError where "parts" was not run, or for a metric that makes maps anew.
+    positive Shapley value for the object. The truth are the exact scores of all pictures of the task. A quick benchmark asks
+    on eight pictures with few steps, another on sixteen with the settings given. Metrics that make maps anew ask the methods
+    with few samples (`cheap`), on four pictures, three changes of each. Raises UsageError where "parts" was not run.
     """
     if TASK not in bench.kept:
         raise UsageError(f"metrics are ranked on the task {TASK!r}, which this benchmark lacks; run it with that task")
     kept, outcome = bench.kept[TASK], bench.of(TASK)
-    count = min(len(kept.x), pictures or (PICTURES if bench.quick else len(kept.x)))
+    count = min(len(kept.x), pictures or PICTURES[bench.quick])
     rows = torch.arange(count)
     games = played(outcome.task.network, outcome.task.pictures, outcome.task.seed).games[:count]  # type: ignore[attr-defined]
     where = torch.stack([(g.masks.bool() & (g.worth > 0)[:, None, None]).any(0) for g in games])
     x, maps, names = kept.x[:count], kept.maps[:, :count].double(), kept.names
     if "random" not in names:
         maps, names = torch.cat([maps, noise(x, tuple(range(count)), seed)[None]]), (*names, "random")
+    own = dict(zip(bench.names, bench.methods, strict=False))  # the rest of the names are controls
     case = Case(
-        kept.network, x, rows_of(kept.target, rows), maps, names, truth=where, seed=seed, batch_size=rows_at_once(x)
+        kept.network, x, rows_of(kept.target, rows), maps, names, tuple(own.get(n) for n in names), truth=where, seed=seed,
+        batch_size=rows_at_once(x),
     )  # fmt: skip
     exact = outcome.scores[[outcome.names.index(name) for name in names]]
     asked, left_out = asked_for(metrics, bench.quick)
-    found = rank(case, exact, asked, workers=workers, progress=progress)
+    makes = [m for m in asked if "methods" in m.needs]
+    found = rank(case, exact, [m for m in asked if m not in makes], workers=workers, progress=progress)
+    if makes:
+        found = found.joined(rank(_again(case, min(AGAIN, count)), exact, makes, workers=workers, progress=progress))
     whole = {r["method"]: r["skill"] for r in bench.ranking()} if len(bench.outcomes) > 1 else {}
     overall = torch.tensor([whole[n] for n in names], dtype=torch.float64) if whole else None
     return replace(found, left_out=left_out, truth_name=TASK, overall=overall)
@@ -185,21 +206,32 @@ def asked_for(chosen: Sequence[Metric | str] | None, quick: bool) -> tuple[list[
     """The metrics, those of a quick benchmark with few steps, and why others are not asked."""
     if chosen is not None:
         return [metric_of(m) for m in chosen], {}
-    found, left_out = [], {}
+    found, left_out = [], dict(DEAR) if quick else {}
     for name, kind in metrics().items():
-        if "methods" in kind.needs:
-            left_out[name] = "it makes maps anew, and judges methods rather than maps"
-        elif quick and name in DEAR:
-            left_out[name] = DEAR[name]
-        else:
-            found.append(fewer(kind()) if quick else kind())
+        if quick and "methods" in kind.needs:
+            left_out[name] = MAKES
+        elif name not in left_out:
+            found.append(fewer(kind(), quick))
     return found, left_out
 
 
-def fewer(metric: Metric) -> Metric:
-    """The metric with the settings of a quick benchmark."""
-    known = {f.name for f in fields_of(type(metric))}
-    return replace(metric, **{k: v for k, v in QUICK.get(metric.name, {}).items() if k in known})
+def fewer(metric: Metric, quick: bool) -> Metric:
+    """The metric with fewer steps in a quick benchmark, and with fewer changes where each needs a new map."""
+    settings = QUICK.get(metric.name, {}) if quick else {}
+    if "methods" in metric.needs and "count" in {f.name for f in fields_of(type(metric))}:
+        settings = {"count": FEW}
+    return replace(metric, **settings)
+
+
+def _again(case: Case, count: int) -> Case:
+    """The first images with new maps, by the methods with few samples."""
+    part = _part(case, range(count))
+    methods = tuple(None if m is None else cheap(m) for m in case.methods)
+    maps = part.maps.clone()
+    for k, method in enumerate(methods):
+        if method is not None:
+            maps[k] = explain(case.network, part.x, method, part.target, seed=case.seed).heatmap().double().cpu()
+    return replace(part, maps=maps, methods=methods)
 
 
 def rank(
@@ -215,8 +247,8 @@ def rank(
     if truth.dim() != 2 or len(truth) != len(case.names) or truth.shape[1] < len(case.x):
         raise UsageError(f"the truth is a score of each map {tuple(case.maps.shape[:2])}; got {tuple(truth.shape)}")
     for metric in asked:
-        if "methods" in metric.needs:
-            raise UsageError(f"{metric.name} makes maps anew and judges no maps as they are; leave it out")
+        if "methods" in metric.needs and not any(case.methods):
+            raise UsageError(f"{metric.name} makes maps anew, and the case has maps alone; give it the methods")
         if "truth" in metric.needs and case.truth is None:
             raise UsageError(f"{metric.name} compares maps with a mask, and the case has none")
     began, done = time.perf_counter(), 0
@@ -250,10 +282,17 @@ def _part(case: Case, rows: range) -> Case:
 
 
 def _scored(metric: Metric, case: Case) -> Float[Tensor, "names images"]:
-    try:
-        return metric.score(case).double().cpu()
-    except UnsupportedError:
-        return torch.full(case.maps.shape[:2], torch.nan, dtype=torch.float64)
+    """The metric of each map; NaN where it cannot be had."""
+    found = torch.full(case.maps.shape[:2], torch.nan, dtype=torch.float64)
+    if "methods" not in metric.needs:
+        with suppress(UnsupportedError):
+            found = metric.score(case).double().cpu()
+        return found
+    for number, method in enumerate(case.methods):
+        if method is not None:
+            with suppress(UnsupportedError):
+                found[number] = metric.score(case.only(number))[0].double().cpu()
+    return found
 
 
 # ---------------------------------------------------------------- agreement
