@@ -28,6 +28,7 @@ from convoscope.method import explain
 TASK = "parts"
 PICTURES = {True: 8, False: 16}  # by whether the benchmark is a quick one
 AGAIN, FEW = 4, 3  # for metrics that make maps anew: pictures, and changes of each
+SLOW = ("road",)  # others that are asked on as few pictures
 NUMBERS = (
     "agreement", "low", "high", "image", "image_low", "image_high", "overall", "overall_low", "overall_high",
     "oracle", "random",
@@ -173,33 +174,40 @@ def rank_metrics(
 
     They judge the maps that a benchmark kept, of all methods and of the controls; localization metrics take the parts of
     positive Shapley value for the object. The truth are the exact scores of all pictures of the task. A quick benchmark asks
-    on eight pictures with few steps, another on sixteen with the settings given. Metrics that make maps anew ask the methods
-    with few samples (`cheap`), on four pictures, three changes of each. Raises UsageError where "parts" was not run.
+    on eight pictures with few steps, another on sixteen with the settings given, ROAD on four. Metrics that make maps anew ask
+    the methods with few samples (`cheap`), on four pictures, three changes of each. Raises UsageError where "parts" is lacking.
     """
     if TASK not in bench.kept:
         raise UsageError(f"metrics are ranked on the task {TASK!r}, which this benchmark lacks; run it with that task")
-    kept, outcome = bench.kept[TASK], bench.of(TASK)
-    count = min(len(kept.x), pictures or PICTURES[bench.quick])
-    rows = torch.arange(count)
-    games = played(outcome.task.network, outcome.task.pictures, outcome.task.seed).games[:count]  # type: ignore[attr-defined]
+    count = min(len(bench.kept[TASK].x), pictures or PICTURES[bench.quick])
+    case, few = _case(bench, count, seed), range(min(AGAIN, count))
+    exact = bench.of(TASK).scores[[bench.of(TASK).names.index(name) for name in case.names]]
+    asked, left_out = asked_for(metrics, bench.quick)
+    makes = [m for m in asked if "methods" in m.needs]
+    slow = [m for m in asked if m.name in SLOW]
+    found = rank(case, exact, [m for m in asked if m not in makes + slow], workers=workers, progress=progress)
+    if slow:
+        found = found.joined(rank(_part(case, few), exact, slow, workers=workers, progress=progress))
+    if makes:
+        found = found.joined(rank(_again(case, few), exact, makes, workers=workers, progress=progress))
+    whole = {r["method"]: r["skill"] for r in bench.ranking()} if len(bench.outcomes) > 1 else {}
+    overall = torch.tensor([whole[n] for n in case.names], dtype=torch.float64) if whole else None
+    return replace(found, left_out=left_out, truth_name=TASK, overall=overall)
+
+
+def _case(bench: Bench, count: int, seed: int) -> Case:
+    """The first pictures that a benchmark kept, with everybody's maps, and the parts that speak for the class as the truth."""
+    kept, task = bench.kept[TASK], bench.of(TASK).task
+    games = played(task.network, task.pictures, task.seed).games[:count]  # type: ignore[attr-defined]
     where = torch.stack([(g.masks.bool() & (g.worth > 0)[:, None, None]).any(0) for g in games])
     x, maps, names = kept.x[:count], kept.maps[:, :count].double(), kept.names
     if "random" not in names:
         maps, names = torch.cat([maps, noise(x, tuple(range(count)), seed)[None]]), (*names, "random")
     own = dict(zip(bench.names, bench.methods, strict=False))  # the rest of the names are controls
-    case = Case(
-        kept.network, x, rows_of(kept.target, rows), maps, names, tuple(own.get(n) for n in names), truth=where, seed=seed,
-        batch_size=rows_at_once(x),
+    return Case(
+        kept.network, x, rows_of(kept.target, torch.arange(count)), maps, names, tuple(own.get(n) for n in names), truth=where,
+        seed=seed, batch_size=rows_at_once(x),
     )  # fmt: skip
-    exact = outcome.scores[[outcome.names.index(name) for name in names]]
-    asked, left_out = asked_for(metrics, bench.quick)
-    makes = [m for m in asked if "methods" in m.needs]
-    found = rank(case, exact, [m for m in asked if m not in makes], workers=workers, progress=progress)
-    if makes:
-        found = found.joined(rank(_again(case, min(AGAIN, count)), exact, makes, workers=workers, progress=progress))
-    whole = {r["method"]: r["skill"] for r in bench.ranking()} if len(bench.outcomes) > 1 else {}
-    overall = torch.tensor([whole[n] for n in names], dtype=torch.float64) if whole else None
-    return replace(found, left_out=left_out, truth_name=TASK, overall=overall)
 
 
 def asked_for(chosen: Sequence[Metric | str] | None, quick: bool) -> tuple[list[Metric], dict[str, str]]:
@@ -218,14 +226,15 @@ def asked_for(chosen: Sequence[Metric | str] | None, quick: bool) -> tuple[list[
 def fewer(metric: Metric, quick: bool) -> Metric:
     """The metric with fewer steps in a quick benchmark, and with fewer changes where each needs a new map."""
     settings = QUICK.get(metric.name, {}) if quick else {}
-    if "methods" in metric.needs and "count" in {f.name for f in fields_of(type(metric))}:
-        settings = {"count": FEW}
+    if "methods" in metric.needs:
+        known = {f.name for f in fields_of(type(metric))} & {"count", "smooth"}
+        settings = {name: min(FEW, getattr(metric, name)) for name in known}
     return replace(metric, **settings)
 
 
-def _again(case: Case, count: int) -> Case:
-    """The first images with new maps, by the methods with few samples."""
-    part = _part(case, range(count))
+def _again(case: Case, rows: range) -> Case:
+    """Some images with new maps, by the methods with few samples."""
+    part = _part(case, rows)
     methods = tuple(None if m is None else cheap(m) for m in case.methods)
     maps = part.maps.clone()
     for k, method in enumerate(methods):
