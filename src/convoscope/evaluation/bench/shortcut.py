@@ -139,7 +139,7 @@ class Shortcut(Task):
     seed: Annotated[int, "of the scenes"] = SEED
 
     def quick(self) -> Task:
-        return replace(self, networks=min(self.networks, 3), pictures=min(self.pictures, 3))
+        return replace(self, networks=min(self.networks, 3), pictures=min(self.pictures, 2))
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
         suspicion = suspects(self.networks, self.pictures, self.seed).shares(mapper)
