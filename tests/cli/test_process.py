@@ -30,7 +30,8 @@ def test_help_is_fast_and_imports_no_torch() -> None:
     assert not modules & {"torch", "numpy", "PIL", "torchvision"}
 
 
-def test_ctrl_c_leaves_nothing(picture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_ctrl_c_leaves_nothing(number: signal.Signals, code: int, picture: Path, tmp_path: Path) -> None:
     words = ["explain", str(picture), "-m", "scenes", "--method", "integrated-gradients:steps=10000000"]
     process = subprocess.Popen(
         [*CLI, *words, "--out", "r.html"],
@@ -42,9 +43,11 @@ def test_ctrl_c_leaves_nothing(picture: Path, tmp_path: Path) -> None:
     assert process.stdout is not None
     assert process.stdout.readline()  # the predictions: the work has begun
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
+    told = time.perf_counter()
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130, err
+    assert time.perf_counter() - told < 5  # 2 on a machine that has nothing else to do
+    assert process.returncode == code, err
     assert err.splitlines()[-1] == "stopped"
     assert [p.name for p in tmp_path.iterdir()] == [picture.name]
 

@@ -58,6 +58,8 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.ppm", "a.tga", "a.gif", "a.webp", "a.qoi"])
 def test_lossless_color_files_are_exact(tmp_path, name):
+    if name == "a.qoi" and "QOI" not in Image.SAVE:
+        pytest.skip("this Pillow writes no QOI")
     picture = Image.fromarray(COLOR)
     options = {"lossless": True, "exact": True} if name == "a.webp" else {}
     path = saved(picture, tmp_path / name, **options)

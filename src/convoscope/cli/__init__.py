@@ -4,7 +4,7 @@ import sys
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run one command and exit with its code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    """Run one command and exit with its code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM."""
     from convoscope.cli.run import run
 
     sys.exit(run(sys.argv[1:] if arguments is None else arguments))

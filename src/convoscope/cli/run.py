@@ -1,9 +1,13 @@
 """From arguments to an exit code: every error becomes one line on stderr."""
 
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from convoscope.core.errors import ConvoscopeError, closest
 
@@ -18,13 +22,14 @@ def run(arguments: Sequence[str]) -> int:
     from convoscope.cli.app import app
 
     try:
-        code = app(args=words, prog_name="convoscope", standalone_mode=False)
+        with _terminable():
+            code = app(args=words, prog_name="convoscope", standalone_mode=False)
         sys.stdout.flush()
         if code == 130:  # what some versions of typer make of Ctrl-C
             raise KeyboardInterrupt
         return code if isinstance(code, int) else 0
     except (KeyboardInterrupt, EOFError):
-        return _fail("stopped", 130)
+        return _stopped()
     except (BrokenPipeError, SystemExit) as error:
         # The reader, `head` for one, has seen enough. Some versions of typer turn that into an exit of their own.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
@@ -37,17 +42,49 @@ def run(arguments: Sequence[str]) -> int:
         return _report(error)
 
 
+class _Terminable:
+    """Whether this process was told to end."""
+
+    told = False
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """SIGTERM, as schedulers and containers send it, ends like Ctrl-C: states are kept, half-written files go."""
+    owner, _Terminable.told = os.getpid(), False
+
+    def end(number: int, _: Any) -> None:
+        if os.getpid() != owner:  # a worker, which was forked and inherited this
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        _Terminable.told = True
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _report(error: Exception) -> int:
     if isinstance(error, ConvoscopeError):
         return _fail(f"error: {error}", error.exit_code)
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # wrong usage that typer found
         return _fail(f"error: {_usage(error)}", error.exit_code)
     if type(error).__name__ == "Abort":  # what others make of it
-        return _fail("stopped", 130)
+        return _stopped()
     if isinstance(error, OSError) and error.filename and error.strerror:
         return _fail(f"error: {error.filename}: {error.strerror.lower()}", 1)
     text = " ".join(str(error).split()) or "no message"
     return _fail(f"error: {type(error).__name__}: {text} (unexpected; --debug shows the traceback)", 1)
+
+
+def _stopped() -> int:
+    return _fail("stopped", 143 if _Terminable.told else 130)
 
 
 def _usage(error: Exception) -> str:

@@ -64,8 +64,6 @@ def page(found: Evaluation, command: str = "") -> str:
 
 def fragment(found: Evaluation) -> str:
     """For notebooks: the picture."""
-    import numpy as np
+    from convoscope.show.html import image
 
-    from convoscope.show.html import webp
-
-    return f'<img alt="{found!r}" src="{webp(np.asarray(picture(found)), 92)}" style="max-width: 100%">'
+    return image(picture(found), repr(found), 92)

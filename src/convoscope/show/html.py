@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from PIL import Image
 
 from convoscope.show.colormap import Bytes, Floats, diverging, sequential
@@ -241,6 +241,11 @@ def fitted(pixels: Bytes, largest: int, least: int) -> Bytes:
         return pixels
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
+
+
+def image(pixels: Any, words: str, quality: int = 90) -> str:
+    """A picture for a notebook, with what it shows in words: only text, whatever they hold."""
+    return f'<img alt="{escape(words)}" src="{webp(np.asarray(pixels), quality)}" style="max-width: 100%">'
 
 
 def webp(pixels: Bytes, quality: int) -> str:

@@ -171,9 +171,6 @@ def page(*found: "Attack", rows: int | None = None, command: str = "") -> str:
 
 def fragment(found: "Attack") -> str:
     """The figure, for a notebook."""
-    import base64
-    import io
+    from convoscope.show.html import image
 
-    buffer = io.BytesIO()
-    found.image().save(buffer, "png")
-    return f'<img alt="{title_of(found)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return image(found.image(), title_of(found), 92)

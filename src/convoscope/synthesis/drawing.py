@@ -106,9 +106,9 @@ def page(made: Synthesis, command: str = "") -> str:
 
 def fragment(made: Synthesis) -> str:
     """For notebooks: the grid."""
-    from convoscope.show.html import webp
+    from convoscope.show.html import image
 
-    return f'<img alt="{made!r}" src="{webp(np.asarray(picture(made)), 90)}" style="max-width: 100%">'
+    return image(picture(made), repr(made))
 
 
 def save(made: Synthesis, path: Path, command: str = "") -> Path:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
@@ -97,9 +96,9 @@ class Dream:
         }
 
     def _repr_html_(self) -> str:
-        from convoscope.show.html import webp
+        from convoscope.show.html import image
 
-        return f'<img alt="{self!r}" src="{webp(np.asarray(self.image()), 90)}" style="max-width: 100%">'
+        return image(self.image(), repr(self))
 
 
 def save_png(image: "Image.Image", path: Path, told: dict[str, Any]) -> None:

@@ -199,9 +199,9 @@ class Fooled:
         }
 
     def _repr_html_(self) -> str:
-        from convoscope.show.html import webp
+        from convoscope.show.html import image
 
-        return f'<img alt="{self!r}" src="{webp(np.asarray(self.image()), 90)}" style="max-width: 100%">'
+        return image(self.image(), repr(self))
 
 
 def percent(share: float) -> str:

@@ -108,11 +108,9 @@ class Inversion:
         }
 
     def _repr_html_(self) -> str:
-        import numpy as np
+        from convoscope.show.html import image
 
-        from convoscope.show.html import webp
-
-        return f'<img alt="{self!r}" src="{webp(np.asarray(self.image()), 90)}" style="max-width: 100%">'
+        return image(self.image(), repr(self))
 
 
 def _about(made: Inversion) -> str:
