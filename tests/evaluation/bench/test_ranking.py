@@ -197,6 +197,9 @@ def test_ranked_on_the_maps_that_a_benchmark_kept() -> None:
     again = rank_metrics(run, ["gini", "max-sensitivity:count=2"], pictures=3)
     assert again.metrics[1].name == "max-sensitivity"
     assert again.scores[1, len(methods) :].isnan().all(), "controls make no maps"
+    assert rank_metrics(run, ["max-sensitivity:count=2"], pictures=3).scores.shape == (1, 8, 3)
+    with pytest.raises(cs.UsageError, match="no metrics to rank"):
+        rank_metrics(run, [])
     x, target = run.kept["parts"].x[:3], cs.Logit(run.kept["parts"].target.index[:3])
     maps = cs.explain(run.kept["parts"].network, x, "lrp", target).heatmap().double()
     case = Case(run.kept["parts"].network, x, target, maps[None], ("lrp",), (cs.methods()["lrp"](),))

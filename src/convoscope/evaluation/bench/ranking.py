@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from convoscope.method import explain
 TASK = "parts"
 PICTURES = {True: 8, False: 16}  # by whether the benchmark is a quick one
 AGAIN, FEW = 4, 3  # for metrics that make maps anew: pictures, and changes of each
+RARE = "left out: no pictures were given for metrics that take long"
 SLOW = ("road",)  # others that are asked on as few pictures
 NUMBERS = (
     "agreement", "low", "high", "image", "image_low", "image_high", "overall", "overall_low", "overall_high",
@@ -168,31 +169,42 @@ def _told(metric: type[Metric]) -> dict[str, Any]:
 
 def rank_metrics(
     bench: Bench, metrics: Sequence[Metric | str] | None = None, *, seed: int = 0, pictures: int | None = None,
-    workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+    few: int = AGAIN, workers: int | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> MetricRanking:  # fmt: skip
     """Which metrics (default: all) agree with the exact Shapley values of the task "parts"?
 
     They judge the maps that a benchmark kept, of all methods and of the controls; localization metrics take the parts of
     positive Shapley value for the object. The truth are the exact scores of all pictures of the task. A quick benchmark asks
-    on eight pictures with few steps, another on sixteen with the settings given, ROAD on four. Metrics that make maps anew ask
-    the methods with few samples (`cheap`), on four pictures, three changes of each. Raises UsageError where "parts" is lacking.
+    on eight pictures with few steps, another on sixteen with the settings given (or on `pictures`). ROAD, and metrics that make
+    maps anew, are asked on `few` pictures (0: left out), the latter of methods with few samples (`cheap`), with three changes
+    of each picture. Raises UsageError where "parts" was not run.
     """
     if TASK not in bench.kept:
         raise UsageError(f"metrics are ranked on the task {TASK!r}, which this benchmark lacks; run it with that task")
     count = min(len(bench.kept[TASK].x), pictures or PICTURES[bench.quick])
-    case, few = _case(bench, count, seed), range(min(AGAIN, count))
+    case, some = _case(bench, count, seed), range(min(few, count))
     exact = bench.of(TASK).scores[[bench.of(TASK).names.index(name) for name in case.names]]
     asked, left_out = asked_for(metrics, bench.quick)
+    if not some and metrics is None:
+        left_out |= {m.name: RARE for m in asked if _slow(m)}
+        asked = [m for m in asked if not _slow(m)]
     makes = [m for m in asked if "methods" in m.needs]
-    slow = [m for m in asked if m.name in SLOW]
-    found = rank(case, exact, [m for m in asked if m not in makes + slow], workers=workers, progress=progress)
-    if slow:
-        found = found.joined(rank(_part(case, few), exact, slow, workers=workers, progress=progress))
-    if makes:
-        found = found.joined(rank(_again(case, few), exact, makes, workers=workers, progress=progress))
+    groups = [
+        (lambda: case, [m for m in asked if not _slow(m)]),
+        (lambda: _part(case, some), [m for m in asked if _slow(m) and m not in makes]),
+        (lambda: _again(case, some), makes),
+    ]
+    ranked = [rank(own(), exact, them, workers=workers, progress=progress) for own, them in groups if them]
+    if not ranked:
+        raise UsageError("no metrics to rank; cs.metrics() lists them")
+    found = reduce(MetricRanking.joined, ranked)
     whole = {r["method"]: r["skill"] for r in bench.ranking()} if len(bench.outcomes) > 1 else {}
     overall = torch.tensor([whole[n] for n in case.names], dtype=torch.float64) if whole else None
     return replace(found, left_out=left_out, truth_name=TASK, overall=overall)
+
+
+def _slow(metric: Metric) -> bool:
+    return "methods" in metric.needs or metric.name in SLOW
 
 
 def _case(bench: Bench, count: int, seed: int) -> Case:
