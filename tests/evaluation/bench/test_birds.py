@@ -1,7 +1,6 @@
 """FunnyBirds' protocols: by hand on small worlds, on drawn scenes, and on a folder in FunnyBirds' layout."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ import torch
 from convoscope.core.errors import UsageError
 from convoscope.evaluation.bench import birds_protocols as protocols
 from convoscope.evaluation.bench.birds import BirdsCompleteness, BirdsContrastivity, BirdsCorrectness, best_set, flock, paint
-from convoscope.evaluation.bench.birds_truth import Bird, Contrast, bits, borne_out, minimal, of_game, sets, strongest
+from convoscope.evaluation.bench.birds_truth import Bird, Contrast, bits, borne_out, minimal, most_unlike, of_game, sets
 from convoscope.evaluation.bench.parts_game import games, showing
 from convoscope.evaluation.bench.run import edge_maps, random_maps
 from convoscope.loading import load
@@ -116,29 +115,16 @@ def test_target_sensitivity_by_hand() -> None:
 
 def test_parts_are_told_apart_by_how_clear_they_are() -> None:
     keys = ["".join(k) for n in range(4) for k in itertools.combinations("abc", n)]
-    cost = {"a": (0.0, 3.0, 0.0), "b": (0.0, 1.0, 2.0), "c": (5.0, 0.0, 1.0)}  # of classes 1 and 2: 3, -1, -1 apart
-    plain = bird({k: tuple(sum(cost[n][j] for n in k) for j in range(3)) for k in keys})
-    one = replace(plain, contrast=Contrast((1, 2), (sets(3)[1], sets(3)[2])))
+    cost = {"a": (5.0, 0.0, 4.0), "b": (3.0, 1.0, 3.0), "c": (2.0, 1.0, 2.0)}
+    one = bird({k: tuple(sum(cost[n][j] for n in k) for j in range(3)) for k in keys})
+    # Profiles (.5, .3, .2), (0, .5, .5) and (4/9, 1/3, 2/9): class 1 is the one that other parts count for.
+    assert most_unlike(one) == 1
     for first, second, expected in (
-        ((2, 1, 1), (1, 2, 2), 1.0), ((1, 2, 2), (2, 1, 1), 0.0), ((2, 3, 1), (1, 2, 2), 0.8), ((1, 1, 1), (1, 1, 1), 0.5),
-        ((1, 1, 1), (2, 2, 1), 0.3),
+        ((5, 3, 2), (0, 7, 7), 1.0), ((0, 1, 1), (5, 3, 2), 0.0), ((1, 1, 1), (2, 2, 2), 0.5),
+        ((2, 2, 0), (1, 2, 1), 0.9), ((9, 9, 0), (1, 1, 0), 0.5),  # of .5 + .2 + .3
     ):  # fmt: skip
-        got = protocols.told_apart(one, torch.tensor(first).double(), torch.tensor(second).double())
-        assert float(got) == pytest.approx(expected)
-
-
-def test_the_strongest_contrast_is_that_of_a_search() -> None:
-    effects = torch.randn(4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    made, best = strongest(effects, 2), 0.0
-    for p, q in itertools.permutations(range(4), 2):
-        for c, d in itertools.permutations([0, 1, 3, 4], 2):
-            e = effects.tolist()
-            least = min(e[p][c] - e[p][d], e[q][d] - e[q][c], e[p][c] - e[q][c], e[q][d] - e[p][d])
-            if least > best:
-                best, expected = least, (c, d, p, q)
-    assert made is not None
-    assert (*made.classes, *(int(m.nonzero()) for m in made.parts)) == expected
-    assert strongest(torch.ones(3, 4), 0) is None
+        got = protocols.told_apart(one, 1, torch.tensor(first).double(), torch.tensor(second).double())
+        assert float(got) == pytest.approx(expected), (first, second)
 
 
 def test_a_contrast_has_to_be_borne_out() -> None:

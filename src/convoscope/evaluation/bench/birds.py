@@ -19,7 +19,7 @@ from convoscope.evaluation.bench.birds_protocols import (
     single_deletion,
     told_apart,
 )
-from convoscope.evaluation.bench.birds_truth import Bird, of_game, sets
+from convoscope.evaluation.bench.birds_truth import Bird, most_unlike, of_game, sets
 from convoscope.evaluation.bench.parts import SEED, Played, played
 from convoscope.targets import Logit
 
@@ -27,17 +27,18 @@ PAPER = Paper(
     "hesse2023funnybirds", "Hesse, Robin and Schaub-Meyer, Simone and Roth, Stefan",
     "FunnyBirds: A synthetic vision dataset for a part-based analysis of explainable AI methods", "ICCV", 2023, "2308.06248",
 )  # fmt: skip
-FEW = 5  # pictures in quick: all else is asked of the maps that the task `parts` has made, other classes are not
+FEW = 5  # pictures in quick: all else is asked of the maps that the task `parts` has made, another class is not
 EXACT = "every part is taken away by drawing the scene without it"
 
 
 @dataclass(frozen=True)
 class Flock:
-    """The pictures of `parts`, each with what is known of it; for completeness, what each set of parts would get."""
+    """The pictures of `parts`, each with what is known of it; its best set of parts; the class for which other parts count."""
 
     played: Played
     birds: tuple[Bird, ...]
     best: tuple[tuple[int, float], ...]
+    others: tuple[int, ...]
 
 
 @lru_cache(maxsize=4)
@@ -45,7 +46,7 @@ def flock(network: str, pictures: int, seed: int) -> Flock:
     """The same pictures and the same drawings as the task `parts`, made once per process."""
     truth = played(network, pictures, seed)
     birds = tuple(of_game(g) for g in truth.games)
-    return Flock(truth, birds, tuple(best_set(b) for b in birds))
+    return Flock(truth, birds, tuple(best_set(b) for b in birds), tuple(most_unlike(b) for b in birds))
 
 
 def best_set(bird: Bird) -> tuple[int, float]:
@@ -141,31 +142,29 @@ class BirdsCorrectness(_Birds):
 
 
 class BirdsContrastivity(_Birds):
-    """Is a part more important for the class it speaks for? The target sensitivity protocol of FunnyBirds.
+    """Is a part more important for the class it speaks for? The target sensitivity protocol of FunnyBirds, with two maps.
 
-    Of each picture two classes that are not its own are chosen, such that taking one part away costs the first class clearly
-    more than the second, and another part the other way round. A map for each class is asked for. Each part should be more
-    important for the class that misses it more; parts count by how clear that is. A map that is the same for both gets 1/2.
+    One for the picture's class and one for the class for which other parts count most of all. Each part, relative to the other
+    parts, should be more important for the class for which taking it away costs more; parts weigh as much as that tells the
+    classes apart. A map that is the same for both gets 1/2.
     """
 
     title = "FunnyBirds: contrastivity"
-    measures = "share of the parts, by how clear they are, that are more important for the class that misses them more"
+    measures = "share of the parts, by how clear they are, that are more important for the class they speak for"
 
-    compared: Annotated[int, "in how many of them, the first ones, the two maps are compared", AtLeast(1)] = 50
+    compared: Annotated[int, "for how many of them, the first ones, a second map is asked for", AtLeast(1)] = 50
 
     def quick(self) -> Task:
         return replace(super().quick(), compared=min(self.compared, FEW))
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
-        truth, birds = self.flock.played, self.flock.birds
-        some = [i for i, b in enumerate(birds) if b.contrast is not None][: self.compared]
-        places = [i for i in some for _ in (0, 1)]
-        classes = [c for i in some for c in birds[i].contrast.classes]  # type: ignore[union-attr]
-        maps = mapper(truth.network, truth.x[places], Logit(tuple(classes)), tuple(places))
-        found = torch.full((len(birds),), torch.nan, dtype=torch.float64)
-        for i, pair in zip(some, maps.split(2), strict=True):
-            first, second = importances(pair, birds[i])
-            found[i] = told_apart(birds[i], first, second)
+        truth, count = self.flock.played, min(self.compared, self.pictures)
+        birds, others = self.flock.birds[:count], self.flock.others[:count]
+        places = tuple(range(count)) * 2
+        maps = mapper(truth.network, truth.x[list(places)], Logit((*(b.label for b in birds), *others)), places)
+        found = torch.full((self.pictures,), torch.nan, dtype=torch.float64)
+        for i, (bird, other) in enumerate(zip(birds, others, strict=True)):
+            found[i] = told_apart(bird, other, importances(maps[i], bird), importances(maps[count + i], bird))
         return found
 
     def oracle(self) -> Mapper:

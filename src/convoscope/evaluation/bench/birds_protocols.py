@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from convoscope.evaluation.base import spearman
-from convoscope.evaluation.bench.birds_truth import Bird, Contrast, bits
+from convoscope.evaluation.bench.birds_truth import Bird, Contrast, bits, profile
 
 THRESHOLDS = torch.linspace(0.01, 0.5, 80, dtype=torch.float64)  # shares of a map's total, those of the published evaluation
 ROUNDING = 1e-5  # of float32, on the way to a map
@@ -108,15 +108,15 @@ def target_sensitivity(
     return torch.stack(found).mean()
 
 
-def told_apart(bird: Bird, first: Float[Tensor, " things"], second: Float[Tensor, " things"]) -> Float[Tensor, ""]:
-    """TS over all parts: which of the two classes of the contrast each part speaks for more, 1/2 for a map that is the same.
+def told_apart(bird: Bird, other: int, first: Float[Tensor, " things"], second: Float[Tensor, " things"]) -> Float[Tensor, ""]:
+    """TS over all parts, for the picture's class and another: for which of them each part counts more, relative to the others.
 
-    Parts count as much as what taking them away costs the one class and not the other.
+    Parts weigh as much as what taking them away tells them apart. A map that is the same for both classes gets 1/2.
     """
-    assert bird.contrast is not None
-    cost = bird.effects[: bird.parts, list(bird.contrast.classes)]
-    clear = cost[:, 0] - cost[:, 1]
-    right = _more(first[: bird.parts] * clear.sign(), second[: bird.parts] * clear.sign(), 0.5)
+    cost = profile(bird.effects[: bird.parts, [bird.label, other]].T)
+    said = profile(torch.stack([first, second])[:, : bird.parts])
+    clear, more = cost[0] - cost[1], said[0] - said[1]
+    right = torch.where(more.abs() <= ROUNDING, 0.5, (more * clear > 0).double())
     return (right * clear.abs()).sum() / clear.abs().sum()
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise, permutations
+from itertools import pairwise
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -93,23 +93,16 @@ def minimal(enough: Bool[Tensor, " sets"]) -> Bool[Tensor, "least parts"]:
 
 
 # ---------------------------------------------------------------- two classes to tell apart
-def strongest(effects: Float[Tensor, "parts classes"], label: int) -> Contrast | None:
-    """Two classes that are not the picture's, and a part that speaks for each, chosen so that both do most clearly.
+def profile(values: Float[Tensor, "*some parts"]) -> Float[Tensor, "*some parts"]:
+    """What parts count relative to each other: the absolute values sum to 1."""
+    return values / values.abs().sum(-1, keepdim=True).clamp(min=torch.finfo(values.dtype).tiny)
 
-    That is: taking a part away costs its class more than the other class, and costs its class more than taking the other part
-    away does; of all choices the one in which the least of these four is greatest. None where none has all four above 0.
-    """
-    others = torch.tensor([c for c in range(effects.shape[1]) if c != label])
-    best, found = 0.0, None
-    for p, q in permutations(range(len(effects)), 2):
-        e = effects[:, others]
-        least = torch.stack(torch.broadcast_tensors(  # rows: the first class, columns: the second
-            e[p, :, None] - e[p], e[q] - e[q, :, None], e[p, :, None] - e[q, :, None], e[q] - e[p]
-        )).amin(0)  # fmt: skip
-        if float(least.max()) > best:
-            best, at, chosen = float(least.max()), divmod(int(least.argmax()), len(others)), torch.arange(len(effects))
-            found = Contrast((int(others[at[0]]), int(others[at[1]])), (chosen == p, chosen == q))
-    return found
+
+def most_unlike(bird: Bird) -> int:
+    """The class for which other parts count than for the picture's own, by the distance of their profiles."""
+    known = profile(bird.effects[: bird.parts].T)
+    distance = (known - known[bird.label]).abs().sum(-1)
+    return int(distance.argmax())
 
 
 def borne_out(contrast: Contrast, kept: Float[Tensor, "sets classes"]) -> bool:
@@ -128,10 +121,8 @@ def of_game(game: Game) -> Bird:
     count, most = around.count(False), len(game.outputs) - 1
     kept = game.outputs[(most >> count << count) + torch.arange(2**count)]
     lone = game.outputs[[most ^ 1 << k for k in range(count, len(around))]]
-    bare = Bird(game.label, game.names, game.masks, kept, lone, sets(count)[:0], None)
-    return Bird(
-        game.label, game.names, game.masks, kept, lone, minimal(bare.stays), strongest(bare.effects[:count], game.label)
-    )
+    stays = kept.argmax(1) == kept[-1].argmax()
+    return Bird(game.label, game.names, game.masks, kept, lone, minimal(stays), None)
 
 
 def of_picture(network: Network, dataset: PartPictures, i: int) -> tuple[Images, Bird]:
