@@ -57,7 +57,7 @@ def _counts(library: str, cases: Callable[[Tried], Iterator[str]]) -> Counts:
         for how in found:
             setattr(counts, how, getattr(counts, how) + 1)
         if bad := [how for how in found if how in (WRONG, CRASHED)]:
-            counts.notes.append(f"{method}: {', '.join(f'{bad.count(how)} {how}' for how in dict.fromkeys(bad))}")
+            counts.notes[method] = ", ".join(f"{bad.count(how)} {how}" for how in (WRONG, CRASHED) if how in bad)
     return counts
 
 
@@ -96,9 +96,9 @@ def methods_section() -> str:
     refused = sum(law == REFUSED for _, _, law in EXCEPTIONS)
     return f"""## Methods
 
-Methods: {counts} ({known}; PyTorch {torch.__version__}). Tiny networks with random weights, 3 images of 8 x 8, single
-precision. A case is left out where a method cannot run the plain network to begin with. Methods of grad-cam, torchcam and
-zennit run inside their `with`.
+Methods: {counts} ({known}; PyTorch {torch.__version__}).
+Tiny networks with random weights, 3 images of 8 x 8, single precision. A case is left out where a method cannot run the plain
+network to begin with. Methods of grad-cam, torchcam and zennit run inside their `with`.
 
 {table(rows)}
 ### Where it went wrong
@@ -117,9 +117,21 @@ def _notes(rows: list[Row]) -> str:
     lines = []
     for r in rows:
         for library, c in r.counts.items():
-            if c.notes:
-                lines.append(f"- {r.fault}, {library}: {'; '.join(c.notes)}")
+            parts = []
+            for end in dict.fromkeys(c.notes.values()):
+                methods = [m for m, e in c.notes.items() if e == end]
+                everyone = len(methods) == len(explainers(library))
+                parts.append(f"{'every method' if everyone else ', '.join(methods)} {end}{' each' * (len(methods) > 1)}")
+            if parts:
+                lines.append(f"- {r.fault}, {library}: {'; '.join(parts)}{_reason(library, c)}")
     return "\n".join(lines) + "\n"
+
+
+def _reason(library: str, counts: Counts) -> str:
+    """Why ours are excused, where they are."""
+    law = "refuses bad calls with the reason"
+    known = {m: EXCEPTIONS[m, "skip", law] for m in counts.notes if (m, "skip", law) in EXCEPTIONS}
+    return f" ({'; '.join(known.values())})" if library == OURS and known else ""
 
 
 def files_section() -> str:

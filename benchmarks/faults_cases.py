@@ -21,7 +21,6 @@ from .faults_libraries import Explain, NothingToAskFor, on_purpose
 
 RIGHT, SAID, WRONG, CRASHED = "right", "said", "wrong", "crashed"
 CLOSE = 1e-3  # single precision, relative to the largest value
-HALF = 0.3  # in half precision
 SINGLE = torch.float32
 
 
@@ -186,12 +185,19 @@ def train_mode(t: Tried) -> Verdicts:
 
 
 def modes(t: Tried) -> Verdicts:
+    """The same map; under autocast, which rounds, a finite one."""
     expected = t.reference(plain(), images())
     for mode in (torch.no_grad(), torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)):
         if expected is not None:
-            module, close = plain(), HALF if isinstance(mode, torch.autocast) else CLOSE
+            module = plain()
             with mode:
-                yield t.compared(module, images(), expected, close=close)
+                rounded = isinstance(mode, torch.autocast)
+                yield _finite(t, module, images()) if rounded else t.compared(module, images(), expected)
+
+
+def _finite(t: Tried, module: nn.Module, x: Tensor) -> str:
+    found = t.attempt(module, x)
+    return found if isinstance(found, str) else RIGHT if found.isfinite().all() else WRONG
 
 
 def frozen_parameters(t: Tried) -> Verdicts:
@@ -256,8 +262,7 @@ def types(t: Tried) -> Verdicts:
     yield t.compared(plain().double(), images().double(), expected)
     yield t.compared(plain(), images().double(), expected)
     for dtype in (torch.bfloat16, torch.float16):
-        found = t.attempt(plain().to(dtype), images().to(dtype))
-        yield found if isinstance(found, str) else RIGHT if found.isfinite().all() else WRONG
+        yield _finite(t, plain().to(dtype), images().to(dtype))
 
 
 def layouts(t: Tried) -> Verdicts:
@@ -280,8 +285,7 @@ def extremes(t: Tried) -> Verdicts:
     x = images(5)
     x[0], x[1], x[2], x[3], x[4] = 0.0, 1.0, -x[2].abs(), x[3].sign(), x[4] * 1e-42
     for one in x.split(1):
-        found = t.attempt(plain(), one)
-        yield found if isinstance(found, str) else RIGHT if found.isfinite().all() else WRONG
+        yield _finite(t, plain(), one)
 
 
 # ---------------------------------------------------------------- F13 to F16
@@ -353,7 +357,7 @@ CASES: tuple[tuple[str, str, Callable[[Tried], Verdicts]], ...] = (
      other_habits),
     ("F4", "scripted, traced, exported, FX, data parallel, weight norm, pruned: the map of the network itself", other_forms),
     ("F5", "train mode, of all or of batch norm: the map of evaluation mode, statistics as before", train_mode),
-    ("F6", "inside `no_grad`, `inference_mode`, `autocast`", modes),
+    ("F6", "inside `no_grad`, `inference_mode`: the same map; inside `autocast`: a finite one", modes),
     ("F7", "all or some parameters frozen", frozen_parameters),
     ("F8", "NaN or infinity in image, weight, activation: an error, not a map", not_finite),
     ("F9", "15 bad calls: channels, rank, class, types, no images: an error, not a map", bad_calls),

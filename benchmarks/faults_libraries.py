@@ -93,11 +93,11 @@ def torchcam() -> dict[str, Explain]:
 
 
 def zennit() -> dict[str, Explain]:
-    from zennit import attribution, canonizers, composites
+    from zennit import attribution, composites
 
     def rule(name: str | None) -> Explain:
         def run(m: nn.Module, x: Tensor, t: Any) -> Tensor:
-            composite = getattr(composites, name)(canonizers=[canonizers.SequentialMergeBatchNorm()]) if name else None
+            composite = getattr(composites, name)() if name else None
             chosen = torch.as_tensor(t).expand(len(x))
 
             def start(output: Tensor) -> Tensor:

@@ -10,15 +10,15 @@ LIBRARIES = (OURS, "captum", "grad-cam", "torchcam", "zennit")
 @dataclass
 class Counts:
     """How cases ended: `right` (the correct result), `said` (an error that the library raises on purpose, naming the reason),
-    `wrong` (another result, or something left behind, without a word), `crashed` (any other error). `notes`: which, for the
-    reader.
+    `wrong` (another result, or something left behind, without a word), `crashed` (any other error). `notes`: how
+    each method failed that did.
     """
 
     right: int = 0
     said: int = 0
     wrong: int = 0
     crashed: int = 0
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
     @property
     def tried(self) -> int:

@@ -81,7 +81,7 @@ def takes_other_forms_or_refuses(trial: Trial) -> None:
             continue
         network, expected, close = Network(module, trial.x.shape[-1]), trial.reference, 1e-6
         try:
-            with trial.unchanged(form):
+            with trial.unchanged(form), warnings.catch_warnings(action="ignore"):  # PyTorch's, of gradients it lacks
                 values = explain(network, trial.x, trial.method, Logit(1), seed=SEED).values.double()
         except ConvoscopeError as error:
             assert len(str(error)) >= 20, f"{form}: refused without a reason: {error}"
