@@ -156,12 +156,13 @@ def _skip_in_place(inplace: bool = True) -> nn.Module:
         identity = m.short(x)
         out = m.norm(m.two(x))
         if not inplace:
-            return m.head(F.relu(out + identity))
+            return m.head(m.last(out + identity))
         out += identity
         return m.head(m.relu(out))
 
     layers = {"one": _conv(3, 4), "two": _conv(4, 4, stride=2), "norm": nn.BatchNorm2d(4), "short": _conv(4, 4, 1, 0, stride=2)}
-    return Body(forward, **layers, relu=nn.ReLU(inplace), head=_head(4))
+    last = {} if inplace else {"last": nn.ReLU()}
+    return Body(forward, **layers, relu=nn.ReLU(inplace), **last, head=_head(4))
 
 
 def _concatenation() -> nn.Module:
