@@ -25,6 +25,7 @@ from plain import (
     network,
     ordered,
     said_and_lost,
+    subset,
     without,
 )
 from plain import alike as spearman
