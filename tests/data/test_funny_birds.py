@@ -15,6 +15,7 @@ import convoscope as cs
 from convoscope.core.errors import ImageError, UnsupportedError, UsageError
 from convoscope.data.funny_birds import FunnyBirds
 from convoscope.data.parts import Rivals
+from convoscope.evaluation.bench.birds_truth import of_picture
 
 PARTS = {
     "beak": [{"model": "beak01.glb", "color": "yellow"}, {"model": "beak02.glb", "color": "yellow"}],
@@ -238,22 +239,39 @@ def test_the_background_of_a_network_that_looks_at_it(root: Path) -> None:
     assert cs.birds_protocols(expert(around=0.5), FunnyBirds(root), nulls=("random",)).background_independence == 1.0
 
 
+def test_where_the_data_do_not_say_the_network_is_asked_what_it_needs(root: Path) -> None:
+    class Unsaid(FunnyBirds):
+        def sufficient(self, i: int) -> tuple[frozenset[str], ...]:
+            return ()
+
+    _, known = of_picture(expert(), Unsaid(root), 3)
+    # Of class 3, with beak 5, eye 1, foot 3, tail 2 and wing 4, each of the others lacks some, and wins where it is equal.
+    for least in known.sufficient:
+        kept = {n for n, yes in zip(PARTS, least.tolist(), strict=True) if yes}
+        assert wins(3, kept)
+        assert not any(wins(3, kept - {n}) for n in kept)
+    _, told = of_picture(expert(), FunnyBirds(root), 3)
+    assert told.sufficient.sum() == 3 * len(told.sufficient)
+
+
+def wins(bird: int, parts: set[str]) -> bool:
+    """Whether `expert` takes these parts of a bird for the bird; of equals the first class wins."""
+    worth = [
+        sum(WORTH[p] for p, model, own in zip(PARTS, c, CLASSES[bird], strict=True) if p in parts and model == own)
+        for c in CLASSES
+    ]
+    return worth.index(max(worth)) == bird
+
+
 @pytest.mark.parametrize("spots", [("wing",), tuple(PARTS), ("beak", "wing"), ("eye",)])
 def test_deletion_and_preservation_by_hand(root: Path, spots: tuple[str, ...]) -> None:
-    def winner(parts: set[str]) -> int:  # the class that gets most from these parts of bird 0, the first of equals
-        worth = [
-            sum(WORTH[p] for p, model, own in zip(PARTS, c, CLASSES[0], strict=True) if p in parts and model == own)
-            for c in CLASSES
-        ]
-        return worth.index(max(worth))
-
     marks = torch.zeros(1, 24, 24)
     for y, x in (SPOTS[name] for name in spots):
         marks[:, y : y + 4, x : x + 4] = 1
     mine = {"mine": lambda network, x, target, places: marks.expand(len(x), -1, -1)}
     found = cs.birds_protocols(expert(), FunnyBirds(root).subset([0, 0]), mappers=mine, nulls=())
-    assert column(found, "mine", "PC") == float(winner(set(spots)) == 0)
-    assert column(found, "mine", "DC") == float(winner(set(PARTS) - set(spots)) != 0)
+    assert column(found, "mine", "PC") == float(wins(0, set(spots)))
+    assert column(found, "mine", "DC") == float(not wins(0, set(PARTS) - set(spots)))
 
 
 def test_as_published_takes_one_threshold_for_all(root: Path) -> None:

@@ -42,11 +42,11 @@ class PartPictures(Dataset):
         raise NotImplementedError
 
     def sufficient(self, i: int) -> tuple[frozenset[str], ...]:
-        """The smallest sets of parts that tell the class; none where only a network can be asked."""
+        """The smallest sets of parts that tell the class; none where it is for the network to say which it needs."""
         return ()
 
     def rivals(self, i: int) -> Rivals | None:
-        """Two classes to tell apart in picture `i`; None where only a network can be asked."""
+        """Two classes to tell apart in picture `i`; None where there are none."""
         return None
 
     def subset(self, rows: slice | Iterable[int]) -> Self:

@@ -140,7 +140,7 @@ def of_picture(network: Network, dataset: PartPictures, i: int) -> tuple[Images,
         first, second = (torch.tensor([n in some for n in names]) for some in rivals.parts)
         contrast = Contrast(rivals.classes, (first, second))
         contrast = contrast if borne_out(contrast, kept) else None
-    sufficient = torch.stack(told) if told else every[:0]
+    sufficient = torch.stack(told) if told else minimal(kept.argmax(1) == kept[-1].argmax())
     masks = where(network, dataset, i, (*names, *around))
     return x[len(every) - 1 :][:1], Bird(dataset.class_of(i), (*names, *around), masks, kept, lone, sufficient, contrast)
 
