@@ -44,7 +44,7 @@ def test_the_curve_joins_its_points(size, answer) -> None:
     assert found.dtype == torch.float64
     given = np.float32(answer).tolist()
     assert found.tolist() == pytest.approx([by_hand(size, given, k / 40) for k in range(41)], abs=1e-12)
-    assert float(area(found)) == pytest.approx(np.trapezoid(found.numpy(), dx=1 / 40), abs=1e-12)
+    assert float(area(found)) == pytest.approx(float((found[1:] + found[:-1]).sum()) / 80, abs=1e-12)
 
 
 def test_the_area_of_a_straight_line_and_of_knowing_at_once() -> None:
