@@ -162,10 +162,11 @@ def oldest(python: str, paths: list[str]) -> dict[str, Any]:
         "torchvision",
         "timm",
     )
+    files = [str(p.relative_to(ROOT)) for path in paths for p in sorted(ROOT.glob(path))]
     code = f"from importlib.metadata import version\nprint(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     said = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *paths], cwd=ROOT, capture_output=True, text=True
+        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files], cwd=ROOT, capture_output=True, text=True
     )
     counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", said.stdout.splitlines()[-1])}
     return {
