@@ -245,17 +245,17 @@ def main() -> None:
     parser.add_argument("--python", default=sys.executable, help="of an environment with the oldest versions")
     parser.add_argument("--tests", nargs="+", default=["tests/core", "tests/evaluation"])
     options = parser.parse_args()
-    numbers = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    start = time.time()
+    start, found = time.time(), {}
     if options.what in ("all", "pictures"):
-        numbers |= {"pixels": pixels(), "large": large()}
+        found |= {"pixels": pixels(), "large": large()}
     if options.what in ("all", "tests"):
-        numbers["tests"] = tried()
-    if options.what == "oldest":
-        others = [r for r in numbers.get("oldest", []) if r["paths"] != options.tests]
-        numbers["oldest"] = [*others, oldest(options.python, options.tests)]
-    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        found["tests"] = tried()
+    run = oldest(options.python, options.tests) if options.what == "oldest" else None
+    numbers = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
+    if run is not None:
+        found["oldest"] = [*(r for r in numbers.get("oldest", []) if r["paths"] != options.tests), run]
+    NUMBERS.write_text(json.dumps(numbers | found, indent=1) + "\n", encoding="utf-8")
     print(f"{time.time() - start:.0f} s; see {NUMBERS.relative_to(ROOT)}, and python -m benchmarks.faults --only files")
 
 
