@@ -96,6 +96,7 @@ _PUBLIC = {
     "evaluation.bench": ["Task", "tasks"],
     "evaluation.bench.run": ["bench"],
     "evaluation.bench.birds_run": ["birds_protocols"],
+    "evaluation.bench.ranking": ["rank_metrics"],
     "evaluation.bench.result": ["Bench"],
     "synthesis.experts": ["Expert", "load_expert"],
     "synthesis.experts_training": ["train_expert"],
