@@ -9,7 +9,7 @@ from torch import nn
 import convoscope as cs
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.evaluation.base import Case, ranks
-from convoscope.evaluation.budget import budget, bytes_of, bytes_of_image, bytes_of_row
+from convoscope.evaluation.budget import budget, bytes_of, bytes_of_image, bytes_of_row, bytes_of_weights
 from convoscope.evaluation.evaluate import evaluate, metric_of
 from convoscope.evaluation.folding import Folded
 from convoscope.evaluation.kept import Kept, Part
@@ -124,19 +124,22 @@ def test_a_damaged_part_is_computed_again(tmp_path) -> None:
 def test_memory_bounds_what_is_held() -> None:
     net, x = network(), images()
     asked_for = [metric_of(m) for m in METRICS]
-    row, image = bytes_of_row(net, x), bytes_of_image(x, asked_for, 5)
-    floats = 2 * (3 + 6 + 6 + 6 + 6 + 6 + 6) * 256 * 8  # of two convolutions, norms and rectifiers, at least
+    row, image, fixed = bytes_of_row(net, x), bytes_of_image(x, asked_for, 5), bytes_of_weights(net)
+    assert fixed == 5 * 8 * sum(p.numel() for p in net.module.parameters()) // 2
+    floats = (3 + 6 + 6 + 6 + 6 + 6 + 6) * 256 * 8  # of two convolutions, norms and rectifiers, at least
     assert row > floats
-    for memory in (20 * max(row, image), 3 * max(row, image), 10**12):
+    for memory in (fixed + 20 * max(row, image), fixed + 3 * max(row, image), 10**12):
         found = budget(memory, net, x, asked_for, 5, "auto")
-        assert found.images * image + found.rows * row + found.masks <= memory
+        assert fixed + found.images * image + found.rows * row + found.masks <= memory
         assert found.images >= 1 <= found.rows
     assert (found.images, found.rows) == (8, budget(None, net, x, asked_for, 5, "auto").rows)
     assert budget(None, net, x, asked_for, 5, 3).rows == 3
     with pytest.raises(UsageError, match=r"one image of 3 x 16 x 16 with 5 maps; give at least"):
         budget(1000, net, x, asked_for, 5, "auto")
-    least = 2 * max(row, image) * 8 // 7 + 16
-    assert budget(max(least, 144 * 256), net, x, asked_for, 5, "auto").images == 1
+    least = fixed + max(2 * max(row, image) * 8 // 7 + 16, 144 * 256)
+    assert budget(least, net, x, asked_for, 5, "auto").images == 1
+    with pytest.raises(UsageError, match=f"give at least {-(-least // 10**6)} MB"):
+        budget(least - 100, net, x, asked_for, 5, "auto")
 
 
 @pytest.mark.parametrize(("given", "count"), [(5, 5), ("2 GB", 2 * 10**9), ("500MiB", 500 << 20), ("1.5kb", 1500), ("7", 7)])

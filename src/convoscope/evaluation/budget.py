@@ -44,26 +44,32 @@ def budget(
 ) -> Budget:
     """What fits into `memory` bytes beside the network itself, for images like `x` and that many maps of each.
 
-    An eighth goes to random masks, of the rest a half to the network's activations, the other to maps. Raises UsageError, with
-    the least that is needed, where not even one image fits.
+    Copies of its weights in other orders are taken off first. Of the rest an eighth goes to random masks, and of what is left
+    a half to activations, the other to maps. Raises UsageError, with the least that is needed, where not one image fits.
     """
     rows = rows_at_once(x) if batch_size == "auto" else int(batch_size)
     if memory is None:
         return Budget(IMAGES, rows, MASKS)
-    given, row, image = bytes_of(memory), bytes_of_row(network, x), bytes_of_image(x, metrics, maps)
+    fixed, row, image = bytes_of_weights(network), bytes_of_row(network, x), bytes_of_image(x, metrics, maps)
+    given = bytes_of(memory) - fixed
     masks = given // 8
     half = (given - masks) // 2
     if half < max(row, image) or masks < 18 * x[0, 0].numel():
-        least = max(2 * max(row, image) * 8 // 7 + 16, 144 * x[0, 0].numel())
+        least = fixed + max(2 * max(row, image) * 8 // 7 + 16, 144 * x[0, 0].numel())
         raise UsageError(
             f"memory={memory!r} does not suffice for one image of {' x '.join(map(str, x.shape[1:]))} with {maps} maps; give "
-            f"at least {least / 1e6:.0f} MB, or fewer methods"
+            f"at least {-(-least // 10**6)} MB, or fewer methods"
         )
     return Budget(min(IMAGES, half // image), max(1, min(rows, half // row)), masks)
 
 
+def bytes_of_weights(network: Network) -> int:
+    """What copies of the weights take: with batch norms folded, and in the orders in which convolutions run there and back."""
+    return 5 * sum(p.numel() * p.element_size() for p in network.plain.parameters()) // 2
+
+
 def bytes_of_row(network: Network, x: Tensor) -> int:
-    """All that the network computes of one image, there and back: what a gradient holds at most."""
+    """All that the network computes of one image, and as much again for what comes back: what rules of relevance hold."""
     found = network.trace(x[:1]).entries
     return 2 * x.element_size() * (sum(prod(e.shape) for e in found) + x[0].numel())
 

@@ -163,7 +163,10 @@ class Run:
         target = self.network.target(self.target)
         if any(isinstance(getattr(target, n), tuple) for n in target.each):
             target = rows_of(target, torch.arange(first, first + len(x)))
-        return explain(self.network, x, "gradient", target).target if target.open else target
+        if not target.open:
+            return target
+        assert self.budget is not None
+        return explain(self.network, x, "gradient", target, batch_size=self.budget.rows).target
 
     def _explained(self, method: Method, x: Tensor, target: Target) -> Tensor:
         assert self.budget is not None
