@@ -147,7 +147,7 @@ def tried(python: str = sys.executable) -> dict[str, dict[str, int]]:
     }
 
 
-def oldest(python: str, paths: list[str]) -> dict[str, Any]:
+def oldest(python: str, paths: list[str], log: str = "") -> dict[str, Any]:
     """The tests with the oldest versions that the package allows, which `python` has installed."""
     names = (
         "torch",
@@ -165,15 +165,14 @@ def oldest(python: str, paths: list[str]) -> dict[str, Any]:
     files = [str(p.relative_to(ROOT)) for path in paths for p in sorted(ROOT.glob(path))]
     code = f"from importlib.metadata import version\nprint(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
     versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    said = subprocess.run(
-        [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files], cwd=ROOT, capture_output=True, text=True
-    )
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", said.stdout.splitlines()[-1])}
+    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
+    said = Path(log).read_text() if log else subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", said.splitlines()[-1])}
     return {
         "versions": versions,
         "paths": paths,
         **counts,
-        "failures": re.findall(r"^(?:FAILED|ERROR) (\S+)", said.stdout, re.M),
+        "failures": re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.M),
     }
 
 
@@ -243,6 +242,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("all", "pictures", "tests", "oldest"), default="all")
     parser.add_argument("--python", default=sys.executable, help="of an environment with the oldest versions")
+    parser.add_argument("--log", default="", help="what pytest said, where these tests were run apart")
     parser.add_argument("--tests", nargs="+", default=["tests/core", "tests/evaluation"])
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -251,7 +251,7 @@ def main() -> None:
         found |= {"pixels": pixels(), "large": large()}
     if options.what in ("all", "tests"):
         found["tests"] = tried()
-    run = oldest(options.python, options.tests) if options.what == "oldest" else None
+    run = oldest(options.python, options.tests, options.log) if options.what == "oldest" else None
     numbers = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
     if run is not None:
         found["oldest"] = [*(r for r in numbers.get("oldest", []) if r["paths"] != options.tests), run]

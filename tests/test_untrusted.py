@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from convoscope.core.errors import UsageError
+from convoscope.engine import plan
+from convoscope.units.book_files import LayerEntry, stem_of
+
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "convoscope"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -40,6 +44,8 @@ def trusting(source: str, name: str) -> list[str]:
                 found.append("torch.load without weights_only=True")
             if called.split(".")[-1] in ("run", "Popen", "call", "check_output") and "shell" in options:
                 found.append("a shell")
+            if called == "Image.open" and "formats" not in options:
+                found.append("a picture of any format")
             if called.split(".")[-1] in ("extract", "extractall"):
                 found.append("an archive written to disk")
             if called.split(".")[-1] == "load_state_dict_from_url":
@@ -64,10 +70,36 @@ def test_nothing_trusts_a_file() -> None:
         "torch.load(path)", "torch.load(path, weights_only=False)", "torch.load(p, weights_only=safe)", "import pickle",
         "from joblib import load", "eval(text)", "np.load(p, allow_pickle=True)", "torch.hub.load('a', 'b')", "yaml.load(f)",
         "torch.export.load(p)", "subprocess.run(text, shell=True)", "zip.extractall(folder)", "from ray import cloudpickle",
+        "Image.open(path)",
     ],
 )  # fmt: skip
 def test_the_reader_sees(line: str) -> None:
     assert trusting(line, "x.py")
+
+
+def test_names_in_a_book_stay_in_the_book() -> None:
+    entry = {"address": "a", "stem": "01-layer1.relu", "units": 3, "grid": [2, 2], "field": None, "stride": None}
+    assert LayerEntry.from_dict(entry).stem == "01-layer1.relu"
+    for stem in ("../../etc", "/etc/x", "a/b", "..", ".", "", "a\\b", "a\0", "C:x", "~root", "%2e%2e"):
+        with pytest.raises(UsageError, match="no name of files"):
+            LayerEntry.from_dict(entry | {"stem": stem})
+    for address in ("../../x", "/etc/passwd", "..", "a\0b", "layer4[0].relu#2", "%2e%2e/"):
+        assert LayerEntry.from_dict(entry | {"stem": stem_of(3, address)}).stem.startswith("03-")
+
+
+def test_a_store_does_not_choose_what_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chosen_by_a_store.py").write_text("open('canary', 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    for module, kind in (
+        ("chosen_by_a_store", "X"),
+        ("os", "system"),
+        ("convoscope.loading", "load"),
+        ("convoscope.none", "X"),
+    ):
+        with pytest.raises(UsageError, match="cannot be imported here"):
+            plan._made("x", {"module": module, "class": kind, "settings": {}})
+    assert not (tmp_path / "canary").exists()
 
 
 def test_what_is_fine_is_still_there() -> None:

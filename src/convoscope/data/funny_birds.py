@@ -70,7 +70,7 @@ class FunnyBirds(PartPictures):
 
     def segments(self, i: int) -> Int[Tensor, "layers height width"]:
         path = _there(self.root, self._place(f"{self.split}_part_map", self.row(i)), "the part maps")
-        with Image.open(path) as opened:
+        with Image.open(path, formats=["PNG"]) as opened:
             if opened.mode not in ("RGB", "RGBA"):
                 raise ImageError(f"the part map {path!r} has pixels of mode {opened.mode}; expected RGB or RGBA")
             pixels = np.asarray(opened.convert("RGB")).astype(np.int32)

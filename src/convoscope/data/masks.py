@@ -15,6 +15,8 @@ from convoscope.core.errors import ImageError, UsageError
 from convoscope.data.dataset import Concept
 from convoscope.data.folders import Files, stamp
 
+FORMATS = ("PNG", "BMP", "TIFF", "GIF", "PPM", "TGA", "WEBP")  # that keep numbers as they are
+
 
 class Masked(Files):
     """Files with one mask each ("" for none); subclasses say what the numbers in a mask mean.
@@ -67,13 +69,13 @@ def read_numbers(path: str, turn: Image.Transpose | None = None) -> Int[np.ndarr
     missing file, ImageError for one that is no mask.
     """
     try:
-        with Image.open(path) as mask:
+        with Image.open(path, formats=FORMATS) as mask:
             if mask.mode in ("RGBA", "LA", "F", "CMYK", "YCbCr"):
                 raise ImageError(f"the mask {path!r} has pixels of mode {mask.mode}; expected gray, palette or RGB")
             found = np.asarray(mask)
     except FileNotFoundError:
         raise UsageError(f"no mask {path!r}; the list of labels names it") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, ImageError):
             raise
         raise ImageError(f"the mask {path!r} is damaged or no picture: {str(error).splitlines()[0]}") from None

@@ -194,7 +194,7 @@ class Book:
             raise UsageError(f"the book has no {sort!r} exemplars; it has {', '.join(self.sorts)}")
         path = files.strip_path(self.folder, layer.stem, unit)
         try:
-            with Image.open(path) as opened:
+            with Image.open(path, formats=["WEBP"]) as opened:
                 whole = opened.convert("RGBA")
         except (OSError, UnidentifiedImageError):
             raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again") from None

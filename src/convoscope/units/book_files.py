@@ -43,7 +43,9 @@ class LayerEntry:
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> "LayerEntry":
-        """From the manifest."""
+        """From the manifest. Raises UsageError where the name of its files leads out of the book."""
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", str(found["stem"])):
+            raise UsageError(f"the manifest of this book is damaged: {found['stem']!r} is no name of files")
         pairs = {k: None if found[k] is None else (found[k][0], found[k][1]) for k in ("grid", "field", "stride")}
         return cls(found["address"], found["stem"], found["units"], **pairs)  # type: ignore[arg-type]
 
