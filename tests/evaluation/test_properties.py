@@ -198,6 +198,16 @@ def test_images_are_taken_some_at_a_time_and_places_decide(net) -> None:
         assert torch.allclose(found.items[which][0][:8], first.items[which][0])
 
 
+def test_a_data_set_is_read_with_its_classes(net) -> None:
+    x = pictures({0: 0.9, 1: 0.5}, {1: 1.0}, *({2: 1.0} for _ in range(8)))
+    data = cs.open_dataset(x.float(), labels=[1, 1, *[2] * 8], classes=["a", "b", "c"])
+    found = cs.properties(net, data, ["gradient"], steps=4, nulls=())
+    given = cs.properties(net, net.read(x.float()), ["gradient"], labels=[1, 1, *[2] * 8], steps=4, nulls=())
+    for which in PROPERTIES:
+        assert torch.equal(found.items[which][0], given.items[which][0])
+    assert len(found.items["reward"][0]) == 1
+
+
 def test_tables_and_files(net, x, tmp_path) -> None:
     found = cs.properties(net, x, ["gradient"], networks=[(net, x)])
     rows = found.rows()

@@ -18,6 +18,7 @@ from convoscope.evaluation.bench.base import Mapper
 from convoscope.evaluation.bench.birds_truth import outputs
 from convoscope.evaluation.bench.run import fitting
 from convoscope.evaluation.nulls import edges, noise
+from convoscope.evaluation.parts import groups
 from convoscope.evaluation.properties_result import PROPERTIES, Properties
 from convoscope.evaluation.randomization import similarity
 from convoscope.evaluation.removal import Deletion, Insertion
@@ -62,19 +63,18 @@ def properties(
     """
     network = network if isinstance(network, Network) else Network(network)
     who = _who(methods, mappers or {}, nulls)
-    x, labels = _images(network, images, labels)
+    images, labels = _images(network, images, labels)
     run = _Run(network, who, steps, seed)
     others = list(networks)
-    total = len(x) + len(others)
-    for first in range(0, len(x), IMAGES):
-        part = slice(first, first + IMAGES)
-        run.add(x[part], first, labels[part] if labels else None)
+    total = len(images) + len(others)
+    for first, x in groups(network, images, lambda _: IMAGES):
+        run.add(x, first, labels[first : first + len(x)] if labels else None)
         if progress is not None:
-            progress(min(first + IMAGES, len(x)), total)
+            progress(first + len(x), total)
     for k, (other, inputs) in enumerate(others):
         run.other(other, inputs)
         if progress is not None:
-            progress(len(x) + k + 1, total)
+            progress(len(images) + k + 1, total)
     return run.result(labels is not None, bool(others))
 
 
@@ -235,13 +235,14 @@ _NULLS: dict[str, Explainer] = {
 }
 
 
-def _images(network: Network, images: Any, labels: Sequence[int] | None) -> tuple[Images, list[int] | None]:
-    """All inputs, with their classes where these are known."""
-    if isinstance(images, Dataset):
-        if labels is None and images.classes:
-            labels = [images.class_of(i) for i in range(len(images))]
-        images = [images.picture(i) for i in range(len(images))]
-    x = network.check(images if isinstance(images, Tensor) else network.read(images))
-    if labels is not None and len(labels) != len(x):
-        raise UsageError(f"{len(labels)} labels for {len(x)} images; give one for each, -1 where it is not known")
-    return x, None if labels is None else [int(k) for k in labels]
+def _images(network: Network, images: Any, labels: Sequence[int] | None) -> tuple[Tensor | Dataset, list[int] | None]:
+    """Inputs, or the data set that they are read from some at a time, with their classes where these are known."""
+    if not isinstance(images, Dataset):
+        images = network.check(images if isinstance(images, Tensor) else network.read(images))
+    elif labels is None and images.classes:
+        labels = [images.class_of(i) for i in range(len(images))]
+    if not len(images):
+        raise UsageError("no images to ask about")
+    if labels is not None and len(labels) != len(images):
+        raise UsageError(f"{len(labels)} labels for {len(images)} images; give one for each, -1 where it is not known")
+    return images, None if labels is None else [int(k) for k in labels]

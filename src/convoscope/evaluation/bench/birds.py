@@ -20,7 +20,7 @@ from convoscope.evaluation.bench.birds_protocols import (
     told_apart,
 )
 from convoscope.evaluation.bench.birds_truth import Bird, most_unlike, of_game, sets
-from convoscope.evaluation.bench.parts import SEED, Played, played
+from convoscope.evaluation.bench.parts import SEED, Parts, Played, played
 from convoscope.targets import Logit
 
 PAPER = Paper(
@@ -69,7 +69,7 @@ class _Birds(Task, abstract=True):
     network: Annotated[str, "a network that ships with the package"] = "scenes"
 
     def quick(self) -> Task:
-        return replace(self, pictures=min(self.pictures, 16))
+        return replace(self, pictures=min(self.pictures, Parts().quick().pictures))  # type: ignore[attr-defined]
 
     @property
     def flock(self) -> Flock:
