@@ -123,10 +123,9 @@ def test_what_can_have_no_influence_is_known() -> None:
 
 
 def test_networks_of_one_size() -> None:
-    index = (0, 1, 2, 3)
-    net = cs.Network(
-        nn.Sequential(nn.Flatten(), nn.Linear(3 * HEIGHT * WIDTH, 4)).double(), (HEIGHT, WIDTH), channels=3, name="fixed"
-    )
+    torch.manual_seed(3)
+    module = nn.Sequential(nn.Flatten(), nn.Linear(3 * HEIGHT * WIDTH, 4)).double()
+    net = cs.Network(module, (HEIGHT, WIDTH), channels=3, name="fixed")
     x = 20 * module[1].weight.detach().view(4, 3, HEIGHT, WIDTH)
     case = made_of(cs.Case(net, x, cs.Logit((0, 1, 2, 3)), torch.zeros(1, 4, HEIGHT, WIDTH), ("none",)), "gradient")
     with pytest.raises(UnsupportedError, match="fixed takes no pictures of 8 x 12, as a montage of those of 4 x 6 is"):
