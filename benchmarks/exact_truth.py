@@ -1,9 +1,10 @@
 """The benchmark with exact truth at a size for the documents, a method at a time, so that it can be stopped and goes on.
 
-    python -m benchmarks.exact_truth [--pictures 32] [--samples 200] [--steps 40] [--minutes 0] [--out docs/bench.md]
+    python -m benchmarks.exact_truth [--pictures 24] [--samples 100] [--steps 24] [--minutes 0] [--out docs/bench.md]
 
 Scores and maps of each method are kept in the folder as soon as there are any; a second call goes on with the methods that are
-missing, and the page is written when there are all. `--minutes` stops before then; of two calls at once one goes `--backwards`. Tasks are as `convoscope bench --full` has
+missing, and the page is written when there are all. `--minutes` stops before then; of two calls at once one goes
+`--backwards`. Tasks are as `convoscope bench --full` has
 them, but for how many pictures they take; methods have their own settings, but for samples, masks and steps, which are
 limited to what the options say.
 """
@@ -27,10 +28,11 @@ from convoscope.evaluation.bench.run import KEPT, Explained, bench, limited
 from convoscope.files import replaced
 
 SIZES: dict[str, dict[str, int]] = {  # of tasks whose pictures are not counted like those of parts
-    "analytic": {"pictures": 4}, "shortcut": {"networks": 6, "pictures": 4}, "tris": {"pictures": 16},
-    "birds-contrastivity": {"compared": 20}, "watermark": {"pictures": 8}, "permuted": {"pictures": 32},
+    "analytic": {"pictures": 4}, "shortcut": {"networks": 5, "pictures": 3}, "tris": {"pictures": 16},
+    "birds-contrastivity": {"pictures": 12, "compared": 10}, "watermark": {"pictures": 4}, "permuted": {"pictures": 24},
+    "zero-influence": {"pictures": 12},
 }  # fmt: skip
-FEWER = {"sobol": {"samples": 3}, "is-cam": {"steps": 2}, "ss-cam": {"samples": 2}}
+FEWER = {"sobol": {"samples": 2}, "is-cam": {"channels": 64, "steps": 2}, "ss-cam": {"channels": 64, "samples": 2}}
 PICTURE = Path("docs/images/bench.webp")
 
 
@@ -49,7 +51,7 @@ def controls(asked: list[Task], store: Path) -> None:
         found = bench(["gradient"], [task], quick=False)
         outcome, kept = found.outcomes[0], found.kept.get(task.name)
         rows = {
-            name: {"scores": outcome.scores[1 + k], "reason": "", "seconds": outcome.seconds[name],
+            name: {"scores": outcome.scores[1 + k], "reason": "", "seconds": outcome.seconds.get(name, 0.0),
                    "maps": kept.by_name[name] if kept else None}
             for k, name in enumerate(CONTROLS)
         }  # fmt: skip
@@ -214,15 +216,22 @@ def page(found: Bench, metrics: MetricRanking, command: str, sizes: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--samples", type=int, default=200, help="at most this many samples or masks of a method")
-    parser.add_argument("--steps", type=int, default=40, help="at most this many steps of a method")
+    parser.add_argument("--pictures", type=int, default=24)
+    parser.add_argument("--samples", type=int, default=100, help="at most this many samples or masks of a method")
+    parser.add_argument("--steps", type=int, default=24, help="at most this many steps of a method")
     parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to go on later")
+    parser.add_argument("--quick", action="store_true", help="as `convoscope bench` does it, in one go")
     parser.add_argument("--backwards", action="store_true", help="from the last method to the first")
     parser.add_argument("--metric-pictures", type=int, default=8, help="pictures on which metrics are asked")
     parser.add_argument("--store", type=Path, default=Path("runs/exact-truth"))
     parser.add_argument("--out", type=Path, default=Path("docs/bench.md"))
     options = parser.parse_args()
+    if options.quick:
+        found = bench()
+        write(
+            found, rank_metrics(found), "--quick", "The tasks and methods are those of `convoscope bench`, quick.", options.out
+        )
+        return
     options.store.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
     limits = {"samples": options.samples, "masks": options.samples, "steps": options.steps}
@@ -237,18 +246,23 @@ def main() -> None:
             run(method, missing, options.store)
             print(f"{method.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
     found = assembled(made, asked, options.store)
-    metrics = rank_metrics(found, pictures=options.metric_pictures)
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    drawing.picture(found).save(PICTURE, quality=88, method=6)
-    command = (
-        f"python -m benchmarks.exact_truth --pictures {options.pictures} --samples {options.samples} --steps {options.steps}"
-    )
+    metrics = rank_metrics(found, pictures=options.metric_pictures, few=0)
     sizes = (
         f"Tasks on scenes took {options.pictures} pictures, the others as many as the script's `SIZES`; methods had their own "
         f"settings, with at most {options.samples} samples or masks and {options.steps} steps. `convoscope bench --full` "
         "limits nothing."
     )
-    options.out.write_text(page(found, metrics, f"{command} --out {options.out}", sizes), encoding="utf-8")
+    settings = f"--pictures {options.pictures} --samples {options.samples} --steps {options.steps}"
+    write(found, metrics, settings, sizes, options.out)
+
+
+def write(found: Bench, metrics: MetricRanking, settings: str, sizes: str, out: Path) -> None:
+    """The page and its picture."""
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    shown = drawing.picture(found)
+    shown.thumbnail((2000, 2000))
+    shown.save(PICTURE, quality=80, method=6)
+    out.write_text(page(found, metrics, f"python -m benchmarks.exact_truth {settings} --out {out}", sizes), encoding="utf-8")
 
 
 if __name__ == "__main__":

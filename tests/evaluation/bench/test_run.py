@@ -1,6 +1,7 @@
 """The runner of the benchmark: skill, intervals, ranks and refusals by hand; the same numbers however it is run."""
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 import convoscope as cs
 from convoscope.core.errors import SpecError, UnsupportedError, UsageError
-from convoscope.core.spec import About
+from convoscope.core.spec import _REGISTRY, About
 from convoscope.evaluation.bench import tasks
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.result import Bench, Outcome
@@ -264,6 +265,21 @@ def test_it_is_written_whole(found: Bench, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no task 'wights' here"):
         found.of("wights")
     assert len(found.table()) == 12
+
+
+def test_a_task_of_your_own_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).resolve().parents[3] / "docs" / "how-to" / "bench.md").read_text(encoding="utf-8")
+    block = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[-1]
+    space: dict[str, Any] = {"__name__": "bench_of_your_own"}
+    try:
+        exec(compile(block, "bench.md", "exec"), space)
+    finally:
+        _REGISTRY["task"].pop("brightest", None)
+    assert "'rank': 1" in capsys.readouterr().out
+    skill = dict(zip(space["found"].names, space["found"].outcomes[0].skill.tolist(), strict=True))
+    assert skill["gradient"] == pytest.approx(1.0)
+    assert skill["oracle"] == pytest.approx(1.0)
+    assert abs(skill["random"]) < 0.05
 
 
 def test_the_quick_tasks_on_parts_know_the_answer_from_chance() -> None:
