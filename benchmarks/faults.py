@@ -32,7 +32,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
 HEAD = """# Faults
 
 What happens when something goes wrong: a network in an odd state, a picture that is none, memory that ends, a process that is
-killed. Each line is tried on every method, here and in other libraries.
+killed. What concerns methods is tried on every one of them, here and in other libraries.
 
 **right**: the correct result, or nothing left behind. **said**: an error that the library raises itself, on purpose. Both are
 good ends: `12 of 12` means that every case ended so. **wrong**: another result, or something left behind, without a word.
@@ -140,7 +140,7 @@ def files_section() -> str:
 
     found = rows()
     lines = [f"| {r['fault']} | {r['what']} | {r['cases']:,} | {r['outcome']} |" for r in found]
-    commands = "\n".join(f"- {', '.join(r['fault'] for r in found if r['command'] == c)}: `{c}`"
+    commands = "\n".join(f"- {', '.join(dict.fromkeys(r['fault'] for r in found if r['command'] == c))}: `{c}`"
                          for c in dict.fromkeys(r["command"] for r in found))  # fmt: skip
     head = "## Files, loading, jobs\n\n| fault | tried | cases | what happened |\n|---|---|---|---|\n"
     return head + "\n".join(lines) + "\n\nMeasured by\n\n" + commands + "\n"
