@@ -54,9 +54,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--methods", type=int, default=20, help="of ours in one call")
     parser.add_argument("--subsets", type=int, default=400, help="random subsets of faithfulness correlation")
     parser.add_argument("--squares", type=int, default=196, help="squares of infidelity: the number of patches, a square")
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=1, help="0: none, from those of --save")
     parser.add_argument("--memory", default=None, help="bytes that ours may take, such as 500MB")
     parser.add_argument("--save", type=Path, metavar="FILE", help="a file of rounds that runs add to")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="the page docs/evaluation-cost.md")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -145,10 +146,10 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(1)
-    given = made(options)
+    given = made(options) if options.rounds else {}
     rounds = evaluation_report.read(options.save)
-    quantus = evaluation_peers.quantus(options.quantus)
-    if quantus is None:
+    quantus = evaluation_peers.quantus(options.quantus) if options.rounds else None
+    if quantus is None and options.rounds:
         print(evaluation_peers.INSTALL, file=sys.stderr)
     for _ in range(options.rounds):
         mine = ours(given, options)
@@ -157,9 +158,10 @@ def main() -> None:
             found |= evaluation_peers.measured(quantus, given)
         rounds.append({"subsets": options.subsets, "squares": options.squares, "methods": len(given["maps"]), **found})
         evaluation_report.write(options.save, rounds)
-    about = {"python": platform.python_version(), "torch": torch.__version__, "weights": given["weights"],
-             "memory": options.memory}  # fmt: skip
+    about = {"python": platform.python_version(), "torch": torch.__version__}
     report = evaluation_report.report(rounds, options, about)
+    if options.write is not None:
+        options.write.write_text(evaluation_report.page(report))
     print(json.dumps(report, indent=1) if options.json else evaluation_report.text(report))
 
 

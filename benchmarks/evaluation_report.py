@@ -3,6 +3,8 @@
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any, Self
@@ -93,3 +95,45 @@ def text(report: dict[str, Any]) -> str:
     """The report as lines."""
     width = max(map(len, report))
     return "\n".join(f"{k.ljust(width)}  {v if not isinstance(v, float) else f'{v:.4g}'}" for k, v in report.items())
+
+
+PAGE = """# What judging maps costs
+
+Written by `python -m benchmarks.evaluation --quantus FOLDER --save FILE --write docs/evaluation-cost.md`, whose beginning says
+how to get Quantus and exactly what is compared. ResNet-18 at 224 pixels, {methods} methods, {images} images, {steps} steps of
+deletion and of insertion, {subsets} random subsets for faithfulness correlation, {squares} squares for infidelity. Seconds of
+processor time on one thread, Python {python}, PyTorch {torch}, medians of {rounds} rounds; both sides are measured on a sample
+and multiplied up: Quantus on one method and eight images, ours on all methods and one image.
+
+| | ours | Quantus 0.6.0 |
+| --- | ---: | ---: |
+| passes of one image, all methods | {ours, passes of an image:,.0f} | {Quantus, passes of an image:,.0f} |
+| milliseconds a pass, all told | {ours, milliseconds a pass:.1f} | {Quantus, milliseconds a pass:.1f} |
+| seconds for {images} images | {ours, seconds:,.0f} | {Quantus, seconds:,.0f} |
+
+**Quantus takes {times as long:.1f} times as long**, and {with 100 subsets and 100 squares, times as long:.1f} times with 100
+subsets and 100 squares. Its sweeps take {Quantus, deletion, seconds:,.0f} and {Quantus, insertion, seconds:,.0f} seconds, its
+correlation {Quantus, faithfulness-correlation, seconds:,.0f}, its infidelity {Quantus, infidelity, seconds:,.0f} (one of the
+ten repetitions it makes by default, which all give the same). Curves have to be run for each method by anyone, so that the two
+sweeps alone differ by what a pass costs; what random masks do to the network does not depend on the map, and is asked once here
+for all methods: the more masks a score needs, the larger the ratio.
+
+Beside as many bare forward passes in batches of the same sizes, of the same network with batch norms folded and on inputs that
+are ready, an evaluation takes **{overhead over bare passes:.1%} longer**.
+
+## Memory
+
+`memory=` of `cs.evaluate`, `--memory` of the command, bounds what is taken beside the network and the images: how many images
+have their maps held, how many rows the network runs on at once, and how many random masks are held follow from it. Measured by
+`python -m benchmarks.evaluation_memory`, each in a process of its own: 4 images, 25 maps of each, three methods that are run.
+
+| allowed | peak | at once |
+| --- | ---: | --- |
+{memory}
+"""
+
+
+def page(report: dict[str, Any]) -> str:
+    """The page about it, with the memory measured anew."""
+    found = subprocess.run([sys.executable, "-m", "benchmarks.evaluation_memory"], capture_output=True, text=True, check=True)
+    return PAGE.format(**{**report, "memory": found.stdout.strip()})
