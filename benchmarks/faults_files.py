@@ -117,17 +117,19 @@ def large() -> dict[str, list[float]]:
         "PNG of 81 megapixels": lambda p: Image.new("L", (9000, 9000)).save(p, "PNG"),
     }
     code = (
-        "import sys, time, resource\nfrom convoscope.data.pictures import read_picture\nfrom convoscope import ImageError\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nstart = time.process_time()\n"
+        "import sys, time\nfrom benchmarks.fuzz import read_memory, reset_peak\n"
+        "from convoscope import ImageError\nfrom convoscope.data.pictures import read_picture\n"
+        "before, start = read_memory('VmRSS'), time.process_time()\nreset_peak()\n"
         "try:\n    read_picture(sys.argv[1])\nexcept ImageError:\n    pass\n"
-        "print(time.process_time() - start, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)"
+        "print(time.process_time() - start, read_memory('VmHWM') - before)"
     )
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for kind, write in kinds.items():
             path = str(Path(folder, "picture"))
             write(path)
-            said = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True).stdout.split()
+            run = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=True)
+            said = run.stdout.split()
             found[kind] = [round(float(said[0]), 3), round(float(said[1]) / color.nbytes, 2)]
     return found
 
