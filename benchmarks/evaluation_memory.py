@@ -36,7 +36,7 @@ def measured(bound: str) -> tuple[float, str]:
     with Peak() as peak:
         cs.evaluate(net, x, METHODS, METRICS, maps=maps, memory=memory)
     held = budget(memory, net, x, [metric_of(m) for m in METRICS], GIVEN + len(METHODS) + 2, "auto")
-    return peak.megabytes, f"{held.images} images, {held.rows} row{"s" if held.rows > 1 else ""}"
+    return peak.megabytes, f"{held.images} images, {held.rows} row{'s' if held.rows > 1 else ''}"
 
 
 def main() -> None:
