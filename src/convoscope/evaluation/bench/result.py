@@ -218,7 +218,7 @@ class Bench:
 def _ranks(skills: Mapping[str, float]) -> dict[str, int]:
     """1 for the best method; equal skills share a rank. Controls and those without a skill have none."""
     own = {n: s for n, s in skills.items() if n not in CONTROLS and s == s}
-    return {n: 1 + sum(other > s + 1e-9 for other in own.values()) for n, s in own.items()}
+    return {n: 1 + sum(other > s + 1e-6 for other in own.values()) for n, s in own.items()}
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:
