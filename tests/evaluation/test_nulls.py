@@ -35,6 +35,8 @@ def test_noise_belongs_to_a_place_a_seed_and_a_number() -> None:
     assert one.shape == (2, 4, 5)
     assert one.dtype == torch.float64
     assert torch.equal(noise(x.flip(0), (8, 3), 0), one.flip(0))
+    drawn = torch.rand(4, 5, generator=seeded(0, "noise", 0, 8), dtype=torch.float64)
+    assert torch.equal(one[1], drawn)
     assert torch.equal(noise(x, (3, 8), 0, 0), one)
     for other in (noise(x, (3, 8), 1), noise(x, (3, 8), 0, 1), noise(x, (8, 3), 0)):
         assert not (other == one).any()
@@ -74,8 +76,23 @@ def test_random_subsets_are_shown_once_for_all_shuffles() -> None:
     before = c.passes
     permutations(e.Infidelity(6), c, count=10)
     assert c.passes == before
+    for metric in (e.NonSensitivity(3), e.Completeness()):
+        metric.score(c)
+        before = c.passes
+        permutations(metric, c, count=3)
+        assert c.passes == before, metric
+    e.Deletion(5).score(c)
+    before = c.passes
     permutations(e.Deletion(5), c, count=2)
-    assert c.passes > before
+    assert c.passes == before + 2 * 2 * 3 * 4  # two shuffles of two maps of three images, four steps between the ends
+
+
+def test_one_shuffle_is_a_null_without_a_spread() -> None:
+    found = permutations(e.LocalizationAUC(), case(), count=1)
+    assert found.shuffled.shape == (1, 2, 3)
+    assert found.z.isnan().all()
+    assert set(found.p.flatten().tolist()) <= {0.5, 1.0}
+    assert len(permutations(e.LocalizationAUC(), case(), count=3, at_once=1).shuffled) == 3
 
 
 def test_what_does_not_depend_on_places_has_no_z() -> None:

@@ -49,7 +49,7 @@ class Permuted:
 
     @property
     def z(self) -> Scores:
-        spread = self.shuffled.std(0)
+        spread = self.shuffled.std(0) if len(self.shuffled) > 1 else torch.full_like(self.score, torch.nan)
         return torch.where(spread > 1e-9 * self.score.abs(), self.skill / spread, torch.nan)
 
     @property
