@@ -64,7 +64,7 @@ class Evaluation:
         try:
             import pandas
         except ImportError:
-            raise UsageError("tables need pandas (pip install convoscope[tables]); rows() gives the same as plain rows") from None
+            raise UsageError("tables need pandas (pip install convoscope[tables]); rows() gives the same without") from None
         return pandas.DataFrame(self.rows())
 
     def compare(self, metric: str, a: str, b: str) -> tuple[float, float]:
