@@ -70,3 +70,17 @@ def test_every_metric_is_listed_with_what_it_asks(cli: Cli) -> None:
     one = cli("metrics", "deletion").out
     assert "steps" in one
     assert "Petsiuk" in one
+
+
+def test_what_is_done_is_kept_and_found_again_within_the_memory_allowed(cli: Cli, tmp_path: Path) -> None:
+    command = ("evaluate", "scenes", "scenes:3", *FEW[:3], "deletion:steps=3,gini", "--store", "kept", "--memory", "300MB")
+    first = cli(*command, "-o", "a.json")
+    assert first.code == 0, first.err
+    assert len(list((tmp_path / "kept").iterdir())) == 2
+    again = cli(*command, "-o", "b.json")
+    assert again.code == 0, again.err
+    a, b = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    assert a["scores"] == b["scores"]
+    refused = cli(*command[:-1], "1kB")
+    assert refused.code == 2
+    assert "does not suffice for one image of 3 x 96 x 96 with 4 maps; give at least" in refused.err.replace("\n", " ")

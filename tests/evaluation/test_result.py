@@ -81,7 +81,8 @@ def test_evaluations_are_joined_where_they_have_a_common_mean() -> None:
     assert (both.passes, both.seconds, both.explained) == (14, 3.0, 22)
     assert both.left_out == {("deletion", "worse"): "it refused", ("insertion", "good"): "no"}
     for what, other in {
-        "units": ("logit", "probability"), "names": ("a", "b", "random"), "network_hash": "1", "metrics": (Deletion(9), Insertion()),
+        "units": ("logit", "probability"), "names": ("a", "b", "random"), "network_hash": "1",
+        "metrics": (Deletion(9), Insertion()),
     }.items():  # fmt: skip
         with pytest.raises(UsageError, match=f"differ in their {what}, and have no common mean"):
             one.joined(evaluation(**{what: other}))
