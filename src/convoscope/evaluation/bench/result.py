@@ -165,7 +165,7 @@ class Bench:
         try:
             import pandas
         except ImportError:
-            raise UsageError("tables need pandas (pip install pandas); rows() gives the same in plain rows") from None
+            raise UsageError("tables need pandas (pip install convoscope[tables]); rows() gives the same without it") from None
         return pandas.DataFrame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
