@@ -14,7 +14,7 @@ def bench(
     ] = "all",
     tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks, likewise; --list shows them.")] = "all",
     full: Annotated[
-        bool, typer.Option("--full", help="All pictures and each method's own settings: minutes instead of seconds.")
+        bool, typer.Option("--full", help="All pictures and each method's own settings: tens of minutes instead of seconds.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the tasks and what they ask, and stop.")] = False,
     out: Annotated[
