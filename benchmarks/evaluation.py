@@ -11,7 +11,7 @@ Both judge the same maps of the same methods for the same images and classes on 
 24 steps, **faithfulness correlation** of `subsets` random subsets of 5 % of the pixels, **infidelity** of `squares` squares.
 What is compared, exactly: Quantus has no insertion and no least-relevant-first order, so both sweeps are its PixelFlipping,
 the second one with the map's sign turned, at the same number of steps (it demands a number that divides the picture: 24);
-its FaithfulnessCorrelation draws `subsets` of as many pixels of each channel; its Infidelity covers the picture with patches
+its FaithfulnessCorrelation fills as many values of single channels as ours has pixels; its Infidelity covers the picture with patches
 cumulatively (which is not the published definition) and repeats that `n_perturb_samples` times with the same result: it gets
 one repetition, its default is ten. Batches are of eight images for both, the fastest here. numpy 2.4 has no `trapz`, which
 Quantus calls: the benchmark hands it `np.trapezoid` under that name. Warnings and progress bars of Quantus are off.
@@ -50,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quantus", type=Path, metavar="FOLDER", help="where Quantus 0.6.0 was installed")
     parser.add_argument("--images", type=int, default=8, help="that Quantus is measured on; times are stated for 50")
-    parser.add_argument("--ours", type=int, default=2, help="of these, images that ours is measured on")
+    parser.add_argument("--ours", type=int, default=1, help="of these, images that ours is measured on")
     parser.add_argument("--methods", type=int, default=20, help="of ours in one call")
     parser.add_argument("--subsets", type=int, default=400, help="random subsets of faithfulness correlation")
     parser.add_argument("--squares", type=int, default=196, help="squares of infidelity: the number of patches, a square")

@@ -116,7 +116,8 @@ subsets and 100 squares. Its sweeps take {Quantus, deletion, seconds:,.0f} and {
 correlation {Quantus, faithfulness-correlation, seconds:,.0f}, its infidelity {Quantus, infidelity, seconds:,.0f} (one of the
 ten repetitions it makes by default, which all give the same). Curves have to be run for each method by anyone, so that the two
 sweeps alone differ by what a pass costs; what random masks do to the network does not depend on the map, and is asked once here
-for all methods: the more masks a score needs, the larger the ratio.
+for all methods: the more masks a score needs, the larger the ratio. Maps that rank the pixels alike are run once: of these 20
+methods two do.
 
 Beside as many bare forward passes in batches of the same sizes, of the same network with batch norms folded and on inputs that
 are ready, an evaluation takes **{overhead over bare passes:.1%} longer**.
