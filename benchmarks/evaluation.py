@@ -11,9 +11,9 @@ Both judge the same maps of the same methods for the same images and classes on 
 24 steps, **faithfulness correlation** of `subsets` random subsets of 5 % of the pixels, **infidelity** of `squares` squares.
 What is compared, exactly: Quantus has no insertion and no least-relevant-first order, so both sweeps are its PixelFlipping,
 the second one with the map's sign turned, at the same number of steps (it demands a number that divides the picture: 24);
-its FaithfulnessCorrelation fills as many values of single channels as ours has pixels; its Infidelity covers the picture with patches
-cumulatively (which is not the published definition) and repeats that `n_perturb_samples` times with the same result: it gets
-one repetition, its default is ten. Batches are of eight images for both, the fastest here. numpy 2.4 has no `trapz`, which
+its FaithfulnessCorrelation fills as many values of single channels as ours has pixels; its Infidelity covers the picture with
+patches cumulatively (which is not the published definition) and repeats that `n_perturb_samples` times with the same result: it
+gets one repetition, its default is ten. Batches are of eight images for both, the fastest here. numpy 2.4 has no `trapz`, which
 Quantus calls: the benchmark hands it `np.trapezoid` under that name. Warnings and progress bars of Quantus are off.
 
 Times are seconds of processor time on one thread, so that a busy machine does not matter much. Quantus takes each method alone
