@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import convoscope as cs
+from convoscope.core.errors import UsageError
 from convoscope.evaluation.localization import _dilated
 from convoscope.testing.metrics import oracle
 
@@ -44,6 +45,18 @@ def test_best_iou_tries_every_threshold(maps, masks) -> None:
             cuts = [maps[m, i] >= t for t in maps[m, i].unique()]
             expected = max(float((c & masks[i]).sum() / (c | masks[i]).sum()) for c in cuts)
             assert abs(float(found[m, i]) - expected) < 1e-6
+
+
+def test_iou_at_a_threshold(maps, masks) -> None:
+    for threshold in (0.15, 0.5, 1.0):
+        found = scored(f"iou:threshold={threshold}", maps, masks)
+        for m in range(3):
+            for i in range(4):
+                cut = maps[m, i] >= threshold * maps[m, i].max()
+                assert abs(float(found[m, i]) - float((cut & masks[i]).sum() / (cut | masks[i]).sum())) < 1e-6
+    assert scored("iou", -maps.abs(), masks).isnan().all()
+    with pytest.raises(UsageError, match="above 0 and at most 1"):
+        scored("iou:threshold=0.0", maps, masks)
 
 
 def test_ties_count_in_expectation(masks) -> None:

@@ -1,6 +1,9 @@
 """Metrics on cases of which the answer is known."""
 
 import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from convoscope.core.errors import UsageError
 from convoscope.evaluation import Deletion, FaithfulnessCorrelation, Infidelity, Insertion, LeRF, MoRF, SensitivityN, metrics
 from convoscope.evaluation.base import mean_ranks, pearson, ranks, spearman
 from convoscope.evaluation.evaluate import evaluate
+from convoscope.evaluation.nulls import permutations
 from convoscope.evaluation.statistics import adjusted, interval, paired
 from convoscope.evaluation.sweeps import removed_after
 from convoscope.testing.metrics import METRIC_LAWS, check_metric, oracle
@@ -143,6 +147,35 @@ def test_evaluate_ranks_the_exact_map_first_and_random_last() -> None:
     other = evaluate(case.network, case.x, [], ["deletion:fill=0.0", "insertion:fill=0.0"], 1, maps={"negative": -exact})
     with pytest.raises(UsageError, match="no common mean"):
         found.joined(other)
+
+
+def test_maps_beside_their_own_values_at_other_places(tmp_path: Path) -> None:
+    """The exact map surpasses every shuffled version of itself; a map that knows nothing does not; resumed to the bit."""
+    case, exact = oracle(images=3)
+    count = 19
+
+    def run(**settings):
+        metrics = ["deletion:fill=0.0,of=target", "faithfulness-correlation:fill=0.0", "random-logit"]
+        return evaluate(case.network, case.x, [], metrics, 1, maps={"exact": exact}, **settings)
+
+    found = run(permutations=count, store=tmp_path)
+    assert found.shuffled is not None
+    assert found.shuffled.shape == (3, count, 3, 3)
+    rows = {(r["metric"], r["method"]): r for r in found.rows()}
+    for k, metric in enumerate(found.metrics[:2]):
+        shuffled = permutations(metric, replace(case, maps=exact[None], names=("exact",)), count).shuffled[:, 0]
+        assert torch.allclose(found.shuffled[k, :, 0], shuffled, rtol=0, atol=1e-12)
+        row, means = rows[metric.name, "exact"], shuffled.mean(1) * metric.direction
+        assert row["p_shuffled"] == 1 / (1 + count)
+        assert row["skill_shuffled"] == pytest.approx(row["mean"] * metric.direction - float(means.mean()))
+        assert row["z"] == pytest.approx(row["skill_shuffled"] / float(means.std()))
+        assert rows[metric.name, "random"]["p_shuffled"] > 1 / (1 + count)  # noise is no better than noise
+        edges = (found.scores[k, 0] - found.scores[k, 2]).mean() * metric.direction
+        assert row["skill_edges"] == pytest.approx(float(edges))
+    assert math.isnan(rows["random-logit", "exact"]["p_shuffled"])
+    again = run(permutations=count, store=tmp_path)
+    assert torch.equal(again.shuffled.nan_to_num(9), found.shuffled.nan_to_num(9))
+    assert run().shuffled is None
 
 
 def test_many_images_are_the_same_as_each_alone() -> None:

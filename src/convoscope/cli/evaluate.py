@@ -77,6 +77,10 @@ def evaluate(
             f"{DEFAULT_OUT}; none with --json.",
         ),
     ] = None,
+    permutations: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Judge each map beside N versions of itself with its values at other places."),
+    ] = 0,
     arch: opt.Arch = None,
     weights: opt.Weights = None,
     allow_partial: opt.Partial = False,
@@ -110,7 +114,7 @@ def evaluate(
     with Progress("evaluating (passes)") as progress, goes_on(store):
         found = run(
             net, images, choose_methods([methods], {}, ()), split_methods(metrics), target, truth=truth,
-            batch_size=batch_size, memory=memory, store=store, seed=seed, progress=progress,
+            permutations=permutations, batch_size=batch_size, memory=memory, store=store, seed=seed, progress=progress,
         )  # fmt: skip
     for path in files:
         if path.suffix.lower() in (".html", ".htm"):

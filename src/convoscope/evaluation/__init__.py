@@ -5,7 +5,7 @@ from convoscope.evaluation.base import Case, Metric, metrics
 from convoscope.evaluation.complexity import EffectiveComplexity, Entropy, Gini
 from convoscope.evaluation.imputation import IROF, ROAD, RegionPerturbation
 from convoscope.evaluation.information import AIC, SIC, median_curve
-from convoscope.evaluation.localization import BestIoU, EnergyPointing, LocalizationAUC, PointingGame, RankAccuracy, TopK
+from convoscope.evaluation.localization import BestIoU, EnergyPointing, IoU, LocalizationAUC, PointingGame, RankAccuracy, TopK
 from convoscope.evaluation.montage import DiFull, GridPointingGame
 from convoscope.evaluation.nulls import Permuted, permutations
 from convoscope.evaluation.randomization import (
@@ -59,6 +59,7 @@ __all__ = [
     "Infidelity",
     "InputInvariance",
     "Insertion",
+    "IoU",
     "LeRF",
     "LocalLipschitz",
     "LocalizationAUC",

@@ -48,11 +48,13 @@ def picture(found: Evaluation) -> "Image.Image":
 
 def page(found: Evaluation, command: str = "") -> str:
     """The picture with the table of its numbers."""
-    header = ("metric", "method", "mean", "95 % interval", "skill over random", "p", "images")
+    nulls = {"random": "", "edges": "_edges"} | ({} if found.shuffled is None else {"itself shuffled": "_shuffled"})
+    beside = [(f"skill over {what}", f"skill{key}", f"p{key}") for what, key in nulls.items()]
+    header = ("metric", "method", "mean", "95 % interval", *(h for words, _, _ in beside for h in (words, "p")), "images")
     rows = [
         (
-            r["metric"], r["method"], number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}", number(r["skill"]),
-            number(r["p"]), str(r["images"]),
+            r["metric"], r["method"], number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}",
+            *(number(r[key]) for _, skill, p in beside for key in (skill, p)), str(r["images"]),
         )
         for r in found.rows()
     ]  # fmt: skip

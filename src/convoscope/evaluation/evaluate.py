@@ -29,19 +29,19 @@ def evaluate(
     network: Network | nn.Module, images: Any, methods: Sequence[Method | str] = (), metrics: Sequence[Metric | str] = DEFAULT,
     target: Any = None, *, maps: Mapping[str, Float[Tensor, "images height width"]] | None = None,
     truth: Bool[Tensor, "images height width"] | None = None, nulls: Sequence[str] = ("random", "edges"),
-    batch_size: int | Literal["auto"] = "auto", memory: int | str | None = None, store: str | Path | None = None, seed: int = 0,
-    progress: Any = None,
+    permutations: int = 0, batch_size: int | Literal["auto"] = "auto", memory: int | str | None = None,
+    store: str | Path | None = None, seed: int = 0, progress: Any = None,
 ) -> Evaluation:  # fmt: skip
     """What the metrics say of the methods' maps, image by image, with intervals, and next to maps that know nothing.
 
     `images` is an input tensor, anything `network.read` takes, or a Dataset; `methods` explain them for `target` (default: the
     top class of each image). `maps` are others of your own, one for each image at its size, signed. `truth` marks where the
     evidence is, for metrics that ask for it. `nulls`: "random" noise and "edges" are judged like methods, so that scores
-    can be read as skill. `progress` is called with (passes done, at most how many).
+    can be read as skill; `permutations` judges each map also beside as many versions of itself with its values at other
+    places, which costs curves a run each and others little. `progress` is called with (passes done, at most how many).
 
     Images are taken eight at a time, so that memory does not depend on their number. What several metrics or methods need
-    alike is computed once: curves of pixels removed serve deletion and pixel flipping, random subsets are shown to the network
-    once for all methods, equal rankings are run once. What cannot be had is NaN, with its reason in `left_out`.
+    alike is computed once. What cannot be had is NaN, with its reason in `left_out`.
 
     `memory`, bytes or a text such as "2 GB", bounds what all this takes beside the network: images and rows at once and random
     masks are chosen to fit. `store` is a folder that keeps each metric of each group of images as it is done: the same call,
@@ -52,15 +52,17 @@ def evaluate(
     made = [method_of(m) for m in methods]
     maps = dict(maps or {})
     names = (*_distinct([m.name for m in made]), *maps, *nulls)
-    _check(asked, names, nulls, truth, memory)
+    _check(asked, names, nulls, truth, memory, permutations)
     began = time.perf_counter()
     with undisturbed(network.plain):
         given = images if isinstance(images, Dataset) else network.check(_read(network, images))
-        kept = None if store is None else Kept(store)
-        run = Run(network, asked, made, names, maps, tuple(nulls), target, truth, seed, len(given), progress, kept)
+        run = Run(
+            network, asked, made, names, maps, tuple(nulls), target, truth, seed, len(given), progress,
+            None if store is None else Kept(store), permutations,
+        )  # fmt: skip
 
         def step(x: Tensor) -> int:
-            run.budget = budget(memory, network, x, asked, len(names), batch_size)
+            run.budget = budget(memory, network, x, asked, len(names) * (1 + bool(permutations)), batch_size)
             return run.budget.images
 
         scores = [run.part(x, first) for first, x in groups(network, given, step)]
@@ -69,7 +71,7 @@ def evaluate(
     return Evaluation(
         asked, names, tuple(nulls), torch.cat(scores, -1), tuple(run.units[m] for m in asked), run.left_out,
         network=network.name, network_hash=network.hash, seed=seed, passes=run.passes, explained=run.explained,
-        seconds=time.perf_counter() - began,
+        seconds=time.perf_counter() - began, shuffled=run.beside(),
     )  # fmt: skip
 
 
@@ -88,8 +90,9 @@ def metric_of(which: Metric | str) -> Metric:
 
 
 def _check(
-    asked: Sequence[Metric], names: Sequence[str], nulls: Sequence[str], truth: Tensor | None, memory: int | str | None
-) -> None:
+    asked: Sequence[Metric], names: Sequence[str], nulls: Sequence[str], truth: Tensor | None, memory: int | str | None,
+    permutations: int,
+) -> None:  # fmt: skip
     if not asked:
         raise UsageError("no metrics to evaluate by; cs.metrics() lists them")
     for null in nulls:
@@ -100,6 +103,8 @@ def _check(
         raise UsageError(f"two maps are called {twice.pop()!r}; rename one")
     if not set(names) - set(nulls):
         raise UsageError("no methods and no maps to evaluate")
+    if permutations < 0:
+        raise UsageError(f"permutations is {permutations}; expected 0 or more")
     if memory is not None:
         bytes_of(memory)
     for m in asked:

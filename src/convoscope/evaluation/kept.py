@@ -21,13 +21,17 @@ FORMAT = "convoscope.evaluation/1"
 
 @dataclass
 class Part:
-    """The scores `(methods, images)` of a metric, why some methods have none, the metric's unit and what it cost."""
+    """The scores `(methods, images)` of a metric, why some methods have none, the metric's unit and what it cost.
+
+    `shuffled` are the scores of maps with their values at other places, `(permutations, methods, images)`.
+    """
 
     scores: Tensor
     unit: str = ""
     passes: int = 0
     explained: int = 0
     left_out: dict[str, str] = field(default_factory=dict)
+    shuffled: Tensor | None = None
 
 
 class Kept:
@@ -45,17 +49,18 @@ class Kept:
         """What `keep` was given, to the bit."""
         try:
             with safe_open(path, "pt") as file:
-                said, scores = file.metadata()["said"], file.get_tensor("scores")
-                checked = file.metadata()["checksum"] == _checksum(said, scores)
+                said, tensors = file.metadata()["said"], {key: file.get_tensor(key) for key in sorted(file.keys())}
+                checked = file.metadata()["checksum"] == _checksum(said, tensors)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError):
             return None
-        return Part(scores, **json.loads(said)) if checked else None
+        return Part(**tensors, **json.loads(said)) if checked else None
 
     def keep(self, path: Path, part: Part) -> None:
         """Writes a part: afterwards it is on the disk."""
         about = {"unit": part.unit, "passes": part.passes, "explained": part.explained, "left_out": part.left_out}
-        said, scores = json.dumps(about), part.scores.contiguous()
-        write_durably(path, [save({"scores": scores}, {"said": said, "checksum": _checksum(said, scores)})])
+        tensors = {"scores": part.scores} if part.shuffled is None else {"scores": part.scores, "shuffled": part.shuffled}
+        said, tensors = json.dumps(about), {key: value.contiguous() for key, value in tensors.items()}
+        write_durably(path, [save(tensors, {"said": said, "checksum": _checksum(said, tensors)})])
 
     def clear(self) -> None:
         """Removes the parts, and the folder if nothing else is in it."""
@@ -65,6 +70,9 @@ class Kept:
             self.folder.rmdir()
 
 
-def _checksum(said: str, scores: Tensor) -> str:
-    raw = scores.contiguous().view(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(said.encode() + str(tuple(scores.shape)).encode() + raw.tobytes(), digest_size=16).hexdigest()
+def _checksum(said: str, tensors: dict[str, Tensor]) -> str:
+    made = hashlib.blake2b(said.encode(), digest_size=16)
+    for key, value in sorted(tensors.items()):
+        made.update(f"{key} {tuple(value.shape)}".encode())
+        made.update(value.contiguous().view(-1).view(torch.uint8).numpy())
+    return made.hexdigest()

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from convoscope.core.errors import UsageError
 from convoscope.core.spec import AtLeast, Paper
 from convoscope.evaluation.base import Case, Metric, Scores, mean_ranks
 
@@ -157,6 +158,31 @@ class TopK(_Located, name="top-k"):
         met = _inside(case, truth)[1]
         k = max(1, min(met.shape[-1], round(self.share * met.shape[-1])))
         return met[..., k - 1] / k
+
+
+class IoU(_Located, name="iou"):
+    """The intersection over union of the object with what reaches a share of the map's largest value, at any threshold.
+
+    `best-iou` takes the best of all thresholds. NaN where nothing is positive.
+    """
+
+    title, unit, range, use = "IoU", "intersection over union", (0.0, 1.0), "does the map, cut there, show the object?"
+    drawback = "maps of other shapes have other thresholds that suit them"
+    paper: ClassVar[Paper] = Paper(
+        "everingham2010pascal", "Everingham, Mark and Van Gool, Luc and Williams, Christopher and others",
+        "The PASCAL visual object classes (VOC) challenge", "International Journal of Computer Vision", 2010,
+    )  # fmt: skip
+    threshold: Annotated[float, "which share of the largest value counts, above 0 and at most 1"] = 0.5
+
+    def _compared(self, case: Case, truth: Tensor) -> Scores:
+        if not 0 < self.threshold <= 1:
+            raise UsageError(f"threshold is {self.threshold}; expected a share of the largest value, above 0 and at most 1")
+        maps = _flat(case)
+        most = maps.amax(-1, keepdim=True)
+        marked = (maps >= self.threshold * most).double()
+        met = (marked * truth).sum(-1)
+        iou = met / (marked.sum(-1) + truth.sum(-1) - met).clamp(min=1)
+        return torch.where(most[..., 0] > 0, iou, torch.nan)
 
 
 class BestIoU(_Located, name="best-iou"):

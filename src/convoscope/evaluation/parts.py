@@ -14,7 +14,7 @@ from convoscope.engine.keys import network_key
 from convoscope.evaluation.base import Case, Metric, rows_of
 from convoscope.evaluation.budget import Budget, device_of
 from convoscope.evaluation.kept import Kept, Part
-from convoscope.evaluation.nulls import NULLS
+from convoscope.evaluation.nulls import NULLS, permutations
 from convoscope.method import Method, explain
 from convoscope.network import Network
 from convoscope.targets import Target
@@ -56,6 +56,7 @@ class Run:
     count: int
     progress: Callable[[int, int], Any] | None = None
     kept: Kept | None = None
+    permutations: int = 0
     budget: Budget | None = None
     total: int = 0
     passes: int = 0
@@ -63,6 +64,7 @@ class Run:
     units: dict[Metric, str] = field(default_factory=dict)
     left_out: dict[tuple[str, str], str] = field(default_factory=dict)
     common: dict[Any, Any] = field(default_factory=dict)
+    shuffled: list[Tensor] = field(default_factory=list)
 
     def part(self, x: Tensor, first: int) -> Float[Tensor, "metrics methods images"]:
         """The scores of some images."""
@@ -82,7 +84,13 @@ class Run:
             self.passes += part.passes
             self.units[metric] = part.unit
             self.left_out |= {(metric.name, name): reason for name, reason in part.left_out.items()}
+        if self.permutations:
+            self.shuffled.append(torch.stack([p.shuffled for p in found if p is not None and p.shuffled is not None]))
         return torch.stack([part.scores for part in found if part is not None])
+
+    def beside(self) -> Tensor | None:
+        """The scores of shuffled maps so far, `(metrics, permutations, methods, images)`, if they were asked for."""
+        return torch.cat(self.shuffled, -1) if self.permutations else None
 
     def _files(self, x: Tensor, first: int) -> list[Any]:
         if self.kept is None:
@@ -92,7 +100,7 @@ class Run:
         truth = None if self.truth is None else self.truth[rows]
         every = (
             network_key(self.network), device_of(x), self.budget, x, first, list(self.names), list(self.methods), own, truth,
-            self.target, self.seed,
+            self.target, self.seed, self.permutations,
         )  # fmt: skip
         return [self.kept.path(metric, *every) for metric in self.metrics]
 
@@ -102,9 +110,13 @@ class Run:
         before, explained = case.passes, case.kept.pop("explained", 0)
         part = Part(torch.full((len(self.names), len(case.x)), torch.nan, dtype=torch.float64), explained=explained)
         part.left_out |= case.kept["refused"]
+        if self.permutations:
+            part.shuffled = torch.full((self.permutations, *part.scores.shape), torch.nan, dtype=torch.float64)
         rows = [list(self.names).index(name) for name in case.names]
         if "methods" not in metric.needs:
             part.scores[rows] = metric.score(case).cpu()
+            if part.shuffled is not None:
+                part.shuffled[:, rows] = permutations(metric, case, self.permutations, at_once=1).shuffled.cpu()
         for number, row in enumerate(rows) if "methods" in metric.needs else ():
             name = case.names[number]
             if case.methods[number] is None:
@@ -155,7 +167,8 @@ class Run:
 
     def _most(self, case: Case) -> int:
         """How many passes of one image the whole evaluation takes at most."""
-        each = sum(m.passes(case) * (1 if m.shared else len(self.names)) for m in self.metrics)
+        again = [1 if "methods" in m.needs else 1 + self.permutations for m in self.metrics]
+        each = sum(m.passes(case) * (1 if m.shared else len(self.names) * n) for m, n in zip(self.metrics, again, strict=True))
         return self.count * (each + sum(m.evaluations(case.x[:1]) for m in self.methods))
 
     def _target(self, x: Tensor, first: int) -> Target:

@@ -20,7 +20,8 @@ from convoscope.files import check_writable, replaced, write_text
 class Evaluation:
     """Scores `(metrics, methods, images)`; NaN where a metric is not defined. `left_out` says why a method has none.
 
-    `passes` are the forward passes of one image that the metrics took, `explained` those of the methods' own maps.
+    `passes` are the forward passes of one image that the metrics took, `explained` those of the methods' own maps. `shuffled`
+    are the scores of the same maps with their values at other places, if they were asked for.
     """
 
     metrics: Sequence[Metric]
@@ -35,26 +36,32 @@ class Evaluation:
     passes: int = 0
     seconds: float = 0.0
     explained: int = 0
+    shuffled: Float[Tensor, "metrics permutations methods images"] | None = None
 
     def __repr__(self) -> str:
         m, n, i = self.scores.shape
         return f"Evaluation({n} methods by {m} metrics on {i} images of {self.network})"
 
     def rows(self) -> list[dict[str, Any]]:
-        """One row for each metric and method: mean, 95 % interval, and how it stands to random maps.
+        """One row for each metric and method: mean, 95 % interval, and how it stands to maps that know nothing.
 
         `skill` is the mean of how much better than the random map the method is, image by image, in the metric's own unit,
         positive is better; `p` says how likely so large a mean is by chance, Holm's correction made over the methods.
+        `skill_edges` and `p_edges` say the same beside the edge detector. With permutations, `skill_shuffled` is how much
+        better the mean is than that of the method's own values at other places, `z` that in their standard deviations, and
+        `p_shuffled` how often they are at least as good.
         """
         found = []
         for k, metric in enumerate(self.metrics):
             low, high = interval(self.scores[k], self.seed)
             means = mean_of(self.scores[k])
-            skills, p = self._skill(k, metric)
+            skills, p = self._skill(k, metric, "random")
+            beside, p_beside = self._skill(k, metric, "edges")
             for n, name in enumerate(self.names):
                 found.append({
                     "metric": metric.name, "method": name, "mean": float(means[n]), "low": float(low[n]),
                     "high": float(high[n]), "images": int((~self.scores[k, n].isnan()).sum()), "skill": skills[n], "p": p[n],
+                    "skill_edges": beside[n], "p_edges": p_beside[n], **self._permuted(k, n, metric),
                     "unit": self.units[k], "direction": metric.direction,
                 })  # fmt: skip
         return found
@@ -91,7 +98,7 @@ class Evaluation:
         return replace(
             self, scores=torch.cat([self.scores, other.scores], -1), passes=self.passes + other.passes,
             seconds=self.seconds + other.seconds, explained=self.explained + other.explained,
-            left_out={**self.left_out, **other.left_out},
+            left_out={**self.left_out, **other.left_out}, shuffled=_joined(self.shuffled, other.shuffled),
         )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
@@ -150,13 +157,28 @@ class Evaluation:
         writer.writerows(rows)
         return text.getvalue()
 
-    def _skill(self, k: int, metric: Metric) -> tuple[list[float], list[float]]:
+    def _permuted(self, k: int, n: int, metric: Metric) -> dict[str, float]:
+        """The mean over images beside the means of the shuffled maps (Phipson and Smyth 2010)."""
+        if self.shuffled is None:
+            return {}
+        own, others = mean_of(self.scores[k, n]), mean_of(self.shuffled[k, :, n])
+        better = (own - others) * (metric.direction or 1)
+        skill, spread = float(better.mean()), float(others.std()) if len(others) > 1 else 0.0
+        as_good = int((better <= 1e-12 * own.abs()).sum())
+        known = skill == skill and metric.direction != 0
+        return {
+            "skill_shuffled": skill if known else float("nan"),
+            "z": skill / spread if known and spread > 1e-9 * abs(float(own)) else float("nan"),
+            "p_shuffled": (1 + as_good) / (1 + len(others)) if known else float("nan"),
+        }
+
+    def _skill(self, k: int, metric: Metric, name: str) -> tuple[list[float], list[float]]:
         nothing = [float("nan")] * len(self.names)
-        if "random" not in self.nulls or not metric.direction:
+        if name not in self.nulls or not metric.direction:
             return nothing, nothing
-        null = self.scores[k, list(self.names).index("random")]
+        null = self.scores[k, list(self.names).index(name)]
         skills = [float(((row - null) * metric.direction).nanmean()) for row in self.scores[k]]
-        own = [i for i, name in enumerate(self.names) if name != "random"]
+        own = [i for i, other in enumerate(self.names) if other != name]
         raw = torch.tensor([paired(self.scores[k, i], null, self.seed) for i in own], dtype=torch.float64)
         p = dict(zip(own, adjusted(raw).tolist(), strict=True))
         return skills, [p.get(i, float("nan")) for i in range(len(self.names))]
@@ -171,6 +193,11 @@ class Evaluation:
         if name not in self.names:
             raise UsageError(f"no method {name!r} here; there are {', '.join(self.names)}")
         return list(self.names).index(name)
+
+
+def _joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The shuffled maps' scores of both, where both have equally many."""
+    return None if a is None or b is None or a.shape[1] != b.shape[1] else torch.cat([a, b], -1)
 
 
 def _plain(value: Any) -> Any:
