@@ -141,13 +141,13 @@ def _attacked(
         for rows in shapes.values():
             goals = None if target is None else target[0] if len(target) == 1 else [target[i] for i, _ in rows]
             n = len(rows)
-            tell = partial(_tell, progress, start, n, len(found))
+            tell = partial(_of_all, progress, start, n, len(found))
             x, numbers = torch.cat([x for _, x in rows]), [i for i, _ in rows]
             make = partial(run, net, x, method, goals, progress=tell, watch=way.watch, **job)
             yield [found[i] for i in numbers], way.kept(net, x, method, goals, job, numbers, make)
 
 
-def _tell(progress: Any, start: int, count: int, total: int, done: int, of: int) -> None:
+def _of_all(progress: Any, start: int, count: int, total: int, done: int, of: int) -> None:
     """How far all pictures are, when `count` of them that follow the first `start` are `done` of `of`."""
     progress(start + count * done // max(of, 1), total)
 
