@@ -33,10 +33,12 @@ def make_folder(path: Path) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
-    """A name to write to; it becomes `path` if the block ends well and vanishes if it does not."""
+    """A name to write to; it becomes `path`, on the disk, if the block ends well and vanishes if it does not."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        with partial.open("rb+") as file:  # else a machine that stops may leave the name of a file without its content
+            os.fsync(file.fileno())
         os.replace(partial, path)
     except OSError as error:
         raise _unwritable(path, error) from None

@@ -1,8 +1,5 @@
 """The five properties of some methods: tables with intervals, and a picture."""
 
-import csv
-import io
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,8 +12,8 @@ from torch import Tensor
 
 from convoscope.core.errors import UsageError
 from convoscope.core.spec import Paper
+from convoscope.evaluation import tables
 from convoscope.evaluation.statistics import interval
-from convoscope.files import check_writable, replaced, write_text
 from convoscope.show import scores as show
 from convoscope.show.figure import number
 
@@ -85,15 +82,11 @@ class Properties:
 
     def table(self) -> Any:
         """A pandas DataFrame with a row for each method and a column for each property. Raises UsageError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError("tables need pandas (pip install pandas); rows() gives the same in plain rows") from None
-        return pandas.DataFrame([{"method": n, **{p: self.value(n, p) for p in PROPERTIES}} for n in self.names])
+        return tables.frame([{"method": n, **{p: self.value(n, p) for p in PROPERTIES}} for n in self.names])
 
     def to_dict(self) -> dict[str, Any]:
         """The rows, what they mean and why some are missing, as JSON values."""
-        rows = [{k: None if v != v else v for k, v in row.items()} for row in self.rows()]
+        rows = tables.plain(self.rows())
         return {
             "network": self.network, "definitions": dict(DEFINITIONS), "rows": rows, "missing": dict(self.missing),
             "left_out": [{"method": m, "network": n, "reason": r} for (m, n), r in self.left_out.items()], "seed": self.seed,
@@ -105,25 +98,7 @@ class Properties:
 
     def save(self, path: str | Path, command: str = "") -> Path:
         """Writes rows (`.csv`), everything (`.json`), a picture (`.png`) or a page (`.html`); the file is whole or absent."""
-        path = Path(path)
-        ending = path.suffix.lower()
-        if ending not in (".json", ".csv", ".html", ".htm", ".png"):
-            raise UsageError(f"cannot save {str(path)!r}: expected .json, .csv, .html or .png")
-        check_writable(path)
-        if ending == ".json":
-            write_text(path, json.dumps(self.to_dict(), indent=1))
-        elif ending == ".csv":
-            text, rows = io.StringIO(), self.rows()
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-            write_text(path, text.getvalue())
-        elif ending == ".png":
-            with replaced(path) as partial:
-                self.image().save(partial, format="PNG")
-        else:
-            write_text(path, self._page(command))
-        return path
+        return tables.save(path, self, self.image, lambda: self._page(command))
 
     # ---- drawing
     def _scores(self) -> show.Scores:

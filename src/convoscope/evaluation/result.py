@@ -1,6 +1,5 @@
 """What an evaluation returns: every score, and tables that say how sure they are."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
+from convoscope.evaluation import tables
 from convoscope.evaluation.base import Metric
 from convoscope.evaluation.statistics import adjusted, interval, mean_of, paired
-from convoscope.files import check_writable, replaced, write_text
 
 
 @dataclass
@@ -68,11 +67,7 @@ class Evaluation:
 
     def table(self) -> Any:
         """The rows as a pandas DataFrame. Raises UsageError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError("tables need pandas (pip install convoscope[tables]); rows() gives the same without") from None
-        return pandas.DataFrame(self.rows())
+        return tables.frame(self.rows())
 
     def compare(self, metric: str, a: str, b: str) -> tuple[float, float]:
         """The mean difference of two methods by a metric, better is positive, and its p-value."""
@@ -108,8 +103,8 @@ class Evaluation:
             "seed": self.seed,
             "metrics": [m.to_dict() for m in self.metrics],
             "methods": list(self.names),
-            "rows": [{k: _plain(v) for k, v in row.items()} for row in self.rows()],
-            "scores": [[[_plain(v) for v in row] for row in metric] for metric in self.scores.tolist()],
+            "rows": tables.plain(self.rows()),
+            "scores": tables.plain(self.scores.tolist()),
             "left_out": [{"metric": m, "method": n, "reason": r} for (m, n), r in self.left_out.items()],
             "passes": self.passes,
             "explained": self.explained,
@@ -118,23 +113,9 @@ class Evaluation:
 
     def save(self, path: str | Path) -> Path:
         """Writes the scores (`.json`), the rows (`.csv`), or a table of them (`.html`, `.png`); the file is whole or absent."""
-        path = Path(path)
-        ending = path.suffix.lower()
-        if ending not in (".json", ".csv", ".html", ".htm", ".png"):
-            raise UsageError(f"cannot save {str(path)!r}: expected .json, .csv, .html or .png")
-        check_writable(path)
-        if ending == ".json":
-            write_text(path, json.dumps(self.to_dict(), indent=1))
-        elif ending == ".csv":
-            write_text(path, self._csv())
-        elif ending == ".png":
-            with replaced(path) as partial:
-                self.image().save(partial, format="PNG")
-        else:
-            from convoscope.evaluation import drawing
+        from convoscope.evaluation import drawing
 
-            write_text(path, drawing.page(self))
-        return path
+        return tables.save(path, self, self.image, lambda: drawing.page(self))
 
     def image(self) -> Any:
         """The table as a picture: every metric a column, every method a row, with intervals."""
@@ -146,16 +127,6 @@ class Evaluation:
         from convoscope.evaluation import drawing
 
         return drawing.fragment(self)
-
-    def _csv(self) -> str:
-        import csv
-        import io
-
-        text, rows = io.StringIO(), self.rows()
-        writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return text.getvalue()
 
     def _permuted(self, k: int, n: int, metric: Metric) -> dict[str, float]:
         """The mean over images beside the means of the shuffled maps (Phipson and Smyth 2010)."""
@@ -198,7 +169,3 @@ class Evaluation:
 def _joined(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The shuffled maps' scores of both, where both have equally many."""
     return None if a is None or b is None or a.shape[1] != b.shape[1] else torch.cat([a, b], -1)
-
-
-def _plain(value: Any) -> Any:
-    return None if isinstance(value, float) and value != value else value

@@ -1,8 +1,5 @@
 """FunnyBirds' protocols for a network and methods of your own, on any pictures whose parts can be taken away."""
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +11,13 @@ from torch import Tensor, nn
 
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.data.parts import PartPictures
+from convoscope.evaluation import tables
 from convoscope.evaluation.base import seeded
 from convoscope.evaluation.bench import birds_protocols as protocols
 from convoscope.evaluation.bench.base import Mapper
 from convoscope.evaluation.bench.birds_truth import Bird, of_picture
 from convoscope.evaluation.nulls import NULLS
 from convoscope.evaluation.statistics import RESAMPLES
-from convoscope.files import write_text
 from convoscope.method import Method, explain, method_of
 from convoscope.network import Images, Network
 from convoscope.targets import Logit, Target
@@ -80,15 +77,11 @@ class BirdsResult:
 
     def table(self) -> Any:
         """The rows as a pandas DataFrame. Raises UsageError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError("tables need pandas (pip install pandas); rows() gives the same in plain rows") from None
-        return pandas.DataFrame(self.rows())
+        return tables.frame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """The rows and what they were computed on, as JSON values."""
-        rows = [{k: None if v != v else v for k, v in row.items()} for row in self.rows()]
+        rows = tables.plain(self.rows())
         return {
             "network": self.network, "data": self.data, "pictures": len(self.right), "accuracy": self.accuracy,
             "background_independence": self.background_independence, "rows": rows, "left_out": dict(self.left_out),
@@ -97,18 +90,7 @@ class BirdsResult:
 
     def save(self, path: str | Path) -> Path:
         """Writes the rows as `.csv`, or all of `to_dict` as `.json`; the file is whole or absent."""
-        path = Path(path)
-        if path.suffix.lower() not in (".csv", ".json"):
-            raise UsageError(f"cannot save {str(path)!r}: expected .csv or .json")
-        text, rows = io.StringIO(), self.rows()
-        if path.suffix.lower() == ".json":
-            text.write(json.dumps(self.to_dict(), indent=1))
-        else:
-            writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        write_text(path, text.getvalue())
-        return path
+        return tables.save(path, self)
 
 
 def dimensions(means: Float[Tensor, "protocols *some"]) -> Float[Tensor, "dimensions *some"]:

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.run import rows_at_once, undisturbed
 from convoscope.core.spec import fields_of
+from convoscope.evaluation import tables
 from convoscope.evaluation.base import Case, Metric, mean_ranks, metrics, pearson, rows_of, seeded
 from convoscope.evaluation.bench.parts import played
 from convoscope.evaluation.bench.reliability import LEAST, reliability
-from convoscope.evaluation.bench.result import CONTROLS, Bench, plain
+from convoscope.evaluation.bench.result import CONTROLS, Bench
 from convoscope.evaluation.bench.run import cheap, threads
 from convoscope.evaluation.evaluate import metric_of
 from convoscope.evaluation.nulls import noise
@@ -109,15 +110,11 @@ class MetricRanking:
 
     def table(self) -> Any:
         """The rows as a pandas DataFrame. Raises UsageError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError("tables need pandas (pip install pandas); rows() gives the same in plain rows") from None
-        return pandas.DataFrame(self.rows())
+        return tables.frame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """The rows, every score and all settings, as JSON values."""
-        return plain({
+        return tables.plain({
             "truth": self.truth_name, "seed": self.seed, "seconds": self.seconds, "images": self.scores.shape[-1],
             "reliability": self.reliability, "overall": None if self.overall is None else self.overall.tolist(),
             "metrics": [m.to_dict() for m in self.metrics], "names": list(self.names), "rows": self.rows(),

@@ -1,8 +1,5 @@
 """What the benchmark with exact truth returns: every score, and tables that say how sure they are."""
 
-import csv
-import io
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
+from convoscope.evaluation import tables
 from convoscope.evaluation.base import seeded
 from convoscope.evaluation.bench.base import Task
 from convoscope.evaluation.bench.reliability import reliability
 from convoscope.evaluation.statistics import RESAMPLES, adjusted, paired
-from convoscope.files import check_writable, replaced, write_text
 from convoscope.method import Method
 from convoscope.network import Images, Network
 from convoscope.targets import Target
@@ -162,15 +159,11 @@ class Bench:
 
     def table(self) -> Any:
         """The rows as a pandas DataFrame. Raises UsageError without pandas."""
-        try:
-            import pandas
-        except ImportError:
-            raise UsageError("tables need pandas (pip install convoscope[tables]); rows() gives the same without it") from None
-        return pandas.DataFrame(self.rows())
+        return tables.frame(self.rows())
 
     def to_dict(self) -> dict[str, Any]:
         """The ranking, the rows, every score, and all settings, as JSON values."""
-        return plain({
+        return tables.plain({
             "quick": self.quick, "seed": self.seed, "seconds": self.seconds,
             "tasks": [{**o.task.to_dict(), "title": o.task.title, "exact": o.task.exact, "measures": o.task.measures,
                        "perfect": o.task.perfect, "chance": float(o.chance.nanmean()),
@@ -184,23 +177,9 @@ class Bench:
 
     def save(self, path: str | Path) -> Path:
         """Writes the scores (`.json`), the rows (`.csv`), a page or a picture (`.html`, `.png`); whole or not at all."""
-        path = Path(path)
-        ending = path.suffix.lower()
-        if ending not in (".json", ".csv", ".html", ".htm", ".png"):
-            raise UsageError(f"cannot save {str(path)!r}: expected .json, .csv, .html or .png")
-        check_writable(path)
-        if ending == ".json":
-            write_text(path, json.dumps(self.to_dict(), indent=1))
-        elif ending == ".csv":
-            write_text(path, _csv(self.rows()))
-        elif ending == ".png":
-            with replaced(path) as partial:
-                self.image().save(partial, format="PNG")
-        else:
-            from convoscope.evaluation.bench import drawing
+        from convoscope.evaluation.bench import drawing
 
-            write_text(path, drawing.page(self))
-        return path
+        return tables.save(path, self, self.image, lambda: drawing.page(self))
 
     def image(self) -> Any:
         """The ranking as a picture: every task a column, every method a row, with intervals."""
@@ -219,20 +198,3 @@ def _ranks(skills: Mapping[str, float]) -> dict[str, int]:
     """1 for the best method; equal skills share a rank. Controls and those without a skill have none."""
     own = {n: s for n, s in skills.items() if n not in CONTROLS and s == s}
     return {n: 1 + sum(other > s + 1e-6 for other in own.values()) for n, s in own.items()}
-
-
-def _csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
-
-
-def plain(value: Any) -> Any:
-    """NaN as null."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return None if isinstance(value, float) and value != value else value
