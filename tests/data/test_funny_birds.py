@@ -292,7 +292,7 @@ def test_results_are_saved(root: Path, tmp_path: Path) -> None:
     assert np.isnan(column(found, "mine", "mean"))
     assert json.loads(found.save(tmp_path / "birds.json").read_text())["rows"][0]["mean"] is None
     assert found.save(tmp_path / "birds.csv").read_text().startswith("method,CSDC,PC,DC,D,SD,TS,completeness")
-    with pytest.raises(UsageError, match=r"expected \.csv or \.json"):
+    with pytest.raises(UsageError, match=r"expected \.json or \.csv"):
         found.save(tmp_path / "birds.xlsx")
 
 
