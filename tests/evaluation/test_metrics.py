@@ -155,12 +155,12 @@ def test_maps_beside_their_own_values_at_other_places(tmp_path: Path) -> None:
     count = 19
 
     def run(**settings):
-        metrics = ["deletion:fill=0.0,of=target", "faithfulness-correlation:fill=0.0", "random-logit"]
+        metrics = ["deletion:fill=0.0,of=target", "faithfulness-correlation:fill=0.0", "random-logit", "gini"]
         return evaluate(case.network, case.x, [], metrics, 1, maps={"exact": exact}, **settings)
 
     found = run(permutations=count, store=tmp_path)
     assert found.shuffled is not None
-    assert found.shuffled.shape == (3, count, 3, 3)
+    assert found.shuffled.shape == (4, count, 3, 3)
     rows = {(r["metric"], r["method"]): r for r in found.rows()}
     for k, metric in enumerate(found.metrics[:2]):
         shuffled = permutations(metric, replace(case, maps=exact[None], names=("exact",)), count).shuffled[:, 0]
@@ -172,7 +172,9 @@ def test_maps_beside_their_own_values_at_other_places(tmp_path: Path) -> None:
         assert rows[metric.name, "random"]["p_shuffled"] > 1 / (1 + count)  # noise is no better than noise
         edges = (found.scores[k, 0] - found.scores[k, 2]).mean() * metric.direction
         assert row["skill_edges"] == pytest.approx(float(edges))
-    assert math.isnan(rows["random-logit", "exact"]["p_shuffled"])
+    for name in ("random-logit", "gini"):  # makes maps anew; does not look at places
+        assert math.isnan(rows[name, "exact"]["skill_shuffled"])
+        assert math.isnan(rows[name, "exact"]["p_shuffled"])
     again = run(permutations=count, store=tmp_path)
     assert torch.equal(again.shuffled.nan_to_num(9), found.shuffled.nan_to_num(9))
     assert run().shuffled is None

@@ -48,7 +48,7 @@ def picture(found: Evaluation) -> "Image.Image":
 
 def page(found: Evaluation, command: str = "") -> str:
     """The picture with the table of its numbers."""
-    nulls = {"random": "", "edges": "_edges"} | ({} if found.shuffled is None else {"itself shuffled": "_shuffled"})
+    nulls = {"random": "", "edges": "_edges"} | ({} if found.shuffled is None else {"shuffled": "_shuffled"})
     beside = [(f"skill over {what}", f"skill{key}", f"p{key}") for what, key in nulls.items()]
     header = ("metric", "method", "mean", "95 % interval", *(h for words, _, _ in beside for h in (words, "p")), "images")
     rows = [

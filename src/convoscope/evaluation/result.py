@@ -48,7 +48,7 @@ class Evaluation:
         positive is better; `p` says how likely so large a mean is by chance, Holm's correction made over the methods.
         `skill_edges` and `p_edges` say the same beside the edge detector. With permutations, `skill_shuffled` is how much
         better the mean is than that of the method's own values at other places, `z` that in their standard deviations, and
-        `p_shuffled` how often they are at least as good.
+        `p_shuffled` how often they are at least as good; NaN for metrics that do not look at places.
         """
         found = []
         for k, metric in enumerate(self.metrics):
@@ -136,7 +136,7 @@ class Evaluation:
         better = (own - others) * (metric.direction or 1)
         skill, spread = float(better.mean()), float(others.std()) if len(others) > 1 else 0.0
         as_good = int((better <= 1e-12 * own.abs()).sum())
-        known = skill == skill and metric.direction != 0
+        known = skill == skill and metric.direction != 0 and not metric.blind
         return {
             "skill_shuffled": skill if known else float("nan"),
             "z": skill / spread if known and spread > 1e-9 * abs(float(own)) else float("nan"),
