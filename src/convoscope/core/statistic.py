@@ -26,9 +26,9 @@ def CONCATENATE(a: Tensor, b: Tensor) -> Tensor:
 class Samples:
     """What the rows of a batch are: their places in the data set of `total` images, their inputs and classes (-1: none)."""
 
-    index: Int[Tensor, "rows"]
+    index: Int[Tensor, " rows"]
     inputs: Float[Tensor, "rows channels height width"]
-    classes: Int[Tensor, "rows"]
+    classes: Int[Tensor, " rows"]
     total: int
 
 

@@ -83,7 +83,7 @@ def places(network: "Network", size: tuple[int, int]) -> Places:
 
 
 # ---- the network's own reading
-def nearest(size: int, to: int, whole: int | None = None, start: int = 0) -> Int[Tensor, "to"]:
+def nearest(size: int, to: int, whole: int | None = None, start: int = 0) -> Int[Tensor, " to"]:
     """The pixel of `size` at the center of each of `to`, cut from `start` of all `whole` that the picture is resized to."""
     whole = to if whole is None else whole
     # floor((r + start + 1/2) * size / whole), in whole numbers
@@ -214,7 +214,7 @@ def _both(inside: np.ndarray, axis: int) -> np.ndarray:
     return inside[1:] & inside[:-1] if axis == 0 else inside[:, 1:] & inside[:, :-1]
 
 
-def _line(slope: float, first: float, size: int, to: int) -> Int[Tensor, "to"]:
+def _line(slope: float, first: float, size: int, to: int) -> Int[Tensor, " to"]:
     """The pixels along one axis; of a picture resized to a whole number of pixels and cut at one, they are exact."""
     whole = round(size / slope) if slope > 1e-3 else 0
     if whole > 0:

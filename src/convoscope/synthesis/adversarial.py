@@ -79,10 +79,10 @@ def attack_of(which: AttackMethod | str, settings: dict[str, Any] | None = None)
 class Goal:
     """What an attack is after, for each image: away from a class, or (`targeted`) to a class."""
 
-    classes: Int64[Tensor, "images"]
+    classes: Int64[Tensor, " images"]
     targeted: bool
 
-    def reached(self, outputs: Outputs, rows: Tensor) -> Bool[Tensor, "rows"]:
+    def reached(self, outputs: Outputs, rows: Tensor) -> Bool[Tensor, " rows"]:
         """Whether the strongest class of each row is what the attack wants."""
         return (outputs.argmax(1) == self.classes[rows].to(outputs.device)) == self.targeted
 
@@ -104,7 +104,7 @@ class LogOdds:
     def resolve(self, activations: Activations) -> "LogOdds":
         return self
 
-    def __call__(self, activations: Activations) -> Float[Tensor, "rows"]:
+    def __call__(self, activations: Activations) -> Float[Tensor, " rows"]:
         logits = logits_of(activations["output"])
         own = self.goal.classes[activations.rows].to(logits.device)[:, None]
         odds = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).logsumexp(1)
@@ -171,21 +171,21 @@ class Trial:
         """What the network says of the changed images."""
         return logits_of(self.probe.activations(self.inputs(delta), "output"))
 
-    def reached(self, logits: Outputs) -> Bool[Tensor, "rows"]:
+    def reached(self, logits: Outputs) -> Bool[Tensor, " rows"]:
         """Whether each row has what the attack wants."""
         return self.goal.reached(logits, self.probe.rows)
 
-    def judged(self, delta: Pixels) -> tuple[Float[Tensor, "rows"], Bool[Tensor, "rows"]]:
+    def judged(self, delta: Pixels) -> tuple[Float[Tensor, " rows"], Bool[Tensor, " rows"]]:
         """The log-odds of each row, and whether it has what the attack wants, without gradients."""
         logits = self.logits(delta)
         found = LogOdds(self.goal)(Activations.of({"output": logits}, self.probe.rows))
         return found.to(self.pixels.dtype), self.reached(logits)
 
-    def slope(self, delta: Pixels) -> tuple[Pixels, Float[Tensor, "rows"], Outputs]:
+    def slope(self, delta: Pixels) -> tuple[Pixels, Float[Tensor, " rows"], Outputs]:
         """The gradient of the log-odds with respect to the pixels, the log-odds, and what the network says, from one pass."""
         return self.slopes(delta, [LogOdds(self.goal)])[0]
 
-    def slopes(self, delta: Pixels, scores: Sequence[Any]) -> list[tuple[Pixels, Float[Tensor, "rows"], Outputs]]:
+    def slopes(self, delta: Pixels, scores: Sequence[Any]) -> list[tuple[Pixels, Float[Tensor, " rows"], Outputs]]:
         """The same for several scores, from one pass there and one back for each."""
         if self.watch is not None:
             self.watch(self.probe.rows, (self.pixels + delta).clamp(0, 1))

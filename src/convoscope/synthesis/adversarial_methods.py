@@ -124,7 +124,7 @@ class Best:
         """Whatever is offered next for these rows is better."""
         self.odds[rows], self.reached[rows] = -torch.inf, False
 
-    def offer(self, rows: Tensor, delta: Pixels, odds: Float[Tensor, "rows"], reached: Tensor) -> None:
+    def offer(self, rows: Tensor, delta: Pixels, odds: Float[Tensor, " rows"], reached: Tensor) -> None:
         before, there = self.odds[rows], self.reached[rows]
         better = (reached & ~there) | ((reached == there) & (odds > before)) | (before == -torch.inf)
         chosen = rows[better]

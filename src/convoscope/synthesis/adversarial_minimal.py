@@ -18,8 +18,8 @@ NEWTON = 60  # steps at most; each fixes more pixels at the end of their range, 
 class Lead:
     """The logit of one class of each image minus that of another; `other` None: minus the largest of all others."""
 
-    index: Int64[Tensor, "images"]
-    other: Int64[Tensor, "images"] | None
+    index: Int64[Tensor, " images"]
+    other: Int64[Tensor, " images"] | None
     open: bool = False
 
     def addresses(self) -> tuple[str, ...]:
@@ -28,7 +28,7 @@ class Lead:
     def resolve(self, activations: Activations) -> "Lead":
         return self
 
-    def __call__(self, activations: Activations) -> Float[Tensor, "rows"]:
+    def __call__(self, activations: Activations) -> Float[Tensor, " rows"]:
         logits = logits_of(activations["output"])
         here = activations.rows.to(self.index.device)
         index = self.index[here].to(logits.device)[:, None]
@@ -111,7 +111,7 @@ class DeepFool(AttackMethod):
         return 2 + 2 * self.steps + self.refine + self.polish * (self.refine + 4)
 
 
-def _size(delta: Pixels, norm: Norm) -> Float[Tensor, "rows"]:
+def _size(delta: Pixels, norm: Norm) -> Float[Tensor, " rows"]:
     return delta.flatten(1).norm(dim=1) if norm == "l2" else delta.abs().flatten(1).amax(1)
 
 
@@ -128,7 +128,7 @@ def nearest(trial: Trial, delta: Pixels, scores: list[Lead], norm: Norm) -> Pixe
     return best
 
 
-def least(w: Pixels, gap: Tensor, low: Pixels, high: Pixels, norm: Norm) -> tuple[Pixels, Float[Tensor, "rows"]]:
+def least(w: Pixels, gap: Tensor, low: Pixels, high: Pixels, norm: Norm) -> tuple[Pixels, Float[Tensor, " rows"]]:
     """The smallest `r` with `low <= r <= high` and `w . r = gap` for each row, and its norm; infinite where there is none.
 
     `r = sign(w) min(t |w|, bound)` (l2) or `sign(w) min(t, bound)` (linf), where `t` is the root of a concave, piecewise

@@ -40,9 +40,9 @@ class Attack:
     before: Float[Tensor, "images classes"]
     after: Float[Tensor, "images classes"]
     saved: Float[Tensor, "images classes"]
-    success: Bool[Tensor, "images"]
-    saved_success: Bool[Tensor, "images"]
-    goal: Int64[Tensor, "images"]
+    success: Bool[Tensor, " images"]
+    saved_success: Bool[Tensor, " images"]
+    goal: Int64[Tensor, " images"]
     targeted: bool
     linf: Numbers
     l2: Numbers

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from convoscope.core.errors import ConvoscopeError, UsageError
 from convoscope.core.run import undisturbed
 from convoscope.images.base import Draws, Space
+from convoscope.interrupts import unbroken
 from convoscope.network import Network
 from convoscope.synthesis.dream_picture import at_once, codes, full_size
 from convoscope.synthesis.dream_result import Dream
@@ -232,14 +233,15 @@ class _Run:
         return self.octave == len(self.sizes) - 1 and self.step == self.steps
 
     def _next_octave(self) -> None:
-        """What was dreamt so far, enlarged and laid over the next size of the picture."""
-        self.whole = False
-        size = self.sizes[self.octave + 1]
-        dreamt = self.pixels.sub_(resized(self.picture, self.sizes[self.octave]))
-        dreamt = resized(dreamt, size)
-        self.pixels = resized(self.picture, size).add(dreamt).clamp_(0, 1)
-        self.octave, self.step = self.octave + 1, 0
-        self.whole = True
+        """ What was dreamt so far, enlarged and laid over the next size of the picture."""
+        with unbroken():
+            self.whole = False
+            size = self.sizes[self.octave + 1]
+            dreamt = self.pixels.sub_(resized(self.picture, self.sizes[self.octave]))
+            dreamt = resized(dreamt, size)
+            self.pixels = resized(self.picture, size).add(dreamt).clamp_(0, 1)
+            self.octave, self.step = self.octave + 1, 0
+            self.whole = True
 
     def _step(self) -> None:
         slopes = Slopes(self.network, self.target, self.batch_size, self._count)
@@ -248,11 +250,12 @@ class _Run:
         leveled(slope, self.bands)
         mean = torch.linalg.vector_norm(slope, 1) / slope.numel()
         scale = self.rate / mean.clamp(min=torch.finfo(slope.dtype).tiny)
-        self.whole = False  # an interruption from here on leaves half a step, which is not to be kept
-        self.pixels.add_(slope.mul_(scale)).clamp_(0, 1)
-        self.history.append(score)
-        self.step += 1
-        self.whole = True
+        with unbroken():
+            self.whole = False  # an error from here on leaves half a step, which is not to be kept
+            self.pixels.add_(slope.mul_(scale)).clamp_(0, 1)
+            self.history.append(score)
+            self.step += 1
+            self.whole = True
         done, total = self.octave * self.steps + self.step, len(self.sizes) * self.steps
         if self.step == self.steps:
             self._keep_frame()

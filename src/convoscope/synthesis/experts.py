@@ -42,7 +42,7 @@ class Expert:
         super().__init_subclass__(**rest)
         _KINDS[cls.kind] = cls
 
-    def density(self, rows: Rows) -> Float[Tensor, "rows"]:
+    def density(self, rows: Rows) -> Float[Tensor, " rows"]:
         """The log density of windows, flattened, in nats."""
         raise NotImplementedError
 
@@ -55,7 +55,7 @@ class Expert:
         """The expert of stored tensors."""
         return cls(**made, **tensors)
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, "rows"]:
+    def __call__(self, pixels: Pixels) -> Float[Tensor, " rows"]:
         """The log density of pictures in nats; where `normalized` is no, up to a constant."""
         found = self.windows(pixels)
         each = self.density(found.flatten(0, 1)).view(found.shape[:2])

@@ -56,7 +56,7 @@ class DenoisingExpert(Expert):
     deviation: float
     views: int = 4
 
-    def __call__(self, pixels: Pixels) -> Float[Tensor, "rows"]:
+    def __call__(self, pixels: Pixels) -> Float[Tensor, " rows"]:
         self.check(pixels)
         with torch.no_grad():
             left = self.restored(pixels.detach()) - pixels.detach()
@@ -101,5 +101,5 @@ class DenoisingExpert(Expert):
         denoiser.load_state_dict(dict(tensors))
         return cls(**made, denoiser=denoiser.eval().requires_grad_(False))
 
-    def density(self, rows: Rows) -> Float[Tensor, "rows"]:
+    def density(self, rows: Rows) -> Float[Tensor, " rows"]:
         return self(rows.view(-1, *self.window))

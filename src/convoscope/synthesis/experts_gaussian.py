@@ -58,9 +58,9 @@ class GaussianExpert(Expert):
     """
 
     kind: ClassVar[str] = "gaussian"
-    mean: Float[Tensor, "values"]
+    mean: Float[Tensor, " values"]
     basis: Float[Tensor, "values axes"]
-    variances: Float[Tensor, "axes"]
+    variances: Float[Tensor, " axes"]
     rest: float
 
     @classmethod
@@ -85,7 +85,7 @@ class GaussianExpert(Expert):
         tensors = {"mean": mean.double(), "basis": vectors[:, :kept].contiguous(), "variances": variances}
         return cls(**made, **tensors, rest=rest + noise**2)
 
-    def density(self, rows: Rows) -> Float[Tensor, "rows"]:
+    def density(self, rows: Rows) -> Float[Tensor, " rows"]:
         mean, basis, variances = (t.to(rows) for t in (self.mean, self.basis, self.variances))
         centered = rows - mean
         along = centered @ basis

@@ -23,11 +23,11 @@ class RBMExpert(Expert):
     kind: ClassVar[str] = "rbm"
     normalized: ClassVar[bool] = False
     weight: Float[Tensor, "hidden values"]
-    visible: Float[Tensor, "values"]
-    hidden: Float[Tensor, "hidden"]
+    visible: Float[Tensor, " values"]
+    hidden: Float[Tensor, " hidden"]
     deviation: float
 
-    def density(self, rows: Rows) -> Float[Tensor, "rows"]:
+    def density(self, rows: Rows) -> Float[Tensor, " rows"]:
         return -free_energy(rows, self.weight.to(rows), self.visible.to(rows), self.hidden.to(rows), self.deviation)
 
     def sample(self, rows: Rows, steps: int, seed: int = 0) -> Rows:
@@ -47,7 +47,7 @@ class RBMExpert(Expert):
         return ("deviation",)
 
 
-def free_energy(v: Rows, weight: Tensor, visible: Tensor, hidden: Tensor, deviation: float) -> Float[Tensor, "rows"]:
+def free_energy(v: Rows, weight: Tensor, visible: Tensor, hidden: Tensor, deviation: float) -> Float[Tensor, " rows"]:
     """`-log sum_h exp(-E(v, h))` in closed form."""
     distance = (v - visible).square().sum(1) / (2 * deviation**2)
     return distance - F.softplus(F.linear(v / deviation**2, weight, hidden)).sum(1)

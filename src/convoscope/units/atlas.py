@@ -50,14 +50,14 @@ class Atlas:
     grid: int
     sample: Sample
     points: Float[Tensor, "samples 2"]
-    row: Int[Tensor, "cells"]
-    column: Int[Tensor, "cells"]
-    count: Int[Tensor, "cells"]
+    row: Int[Tensor, " cells"]
+    column: Int[Tensor, " cells"]
+    count: Int[Tensor, " cells"]
     directions: Float[Tensor, "cells channels"]
     members: Int[Tensor, "cells exemplars"]
     crops: UInt8[Tensor, "cells exemplars pixels pixels 3"]
     classes: list[tuple[str, float]] = field(default_factory=list)
-    effects: Float[Tensor, "cells"] | None = None
+    effects: Float[Tensor, " cells"] | None = None
     target: str = ""
     unit: str = ""
     variance: float | None = None

@@ -91,20 +91,6 @@ def labels_of(data: Dataset, layer: LayerLabels) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
-def classes_of_unit(data: Dataset, activity: Any, top: Patches) -> dict[str, Tensor]:
-    """How selective each unit is for classes, over all images and among its strongest pictures."""
-    index, _ = activity.selectivity()
-    weights, classes = top.values.cpu(), classes_of(data, top.images)
-    share, which = class_shares(weights, classes)
-    return {
-        "column/class_selectivity": index,
-        "column/class_index": class_index(weights, classes),
-        "column/class_selective": (index > CLASS_SELECTIVE).to(torch.int64),
-        "class/index": which[:, :MOST].contiguous(),
-        "class/share": share[:, :MOST].contiguous(),
-    }
-
-
 def field_of(network: Network, x: Tensor, address: str) -> Field | None:
     """The receptive field of a layer, under any of its names; a pixel of the input sees itself."""
     if address == "input":

@@ -35,7 +35,7 @@ class Points:
             step += 1
         return cls(size, step)
 
-    def lines(self, axis: int) -> Int[Tensor, "points"]:
+    def lines(self, axis: int) -> Int[Tensor, " points"]:
         """The rows (0) or columns (1) of pixels that points lie on."""
         return torch.arange(min(self.step // 2, self.size[axis] - 1), self.size[axis], self.step)
 
@@ -76,14 +76,14 @@ class Chance:
     limit in a draw, in the mean.
     """
 
-    p: dict[str, Float[Tensor, "units"]]
+    p: dict[str, Float[Tensor, " units"]]
     p_of: dict[str, Float[Tensor, "units categories"]]
-    usual: Float[Tensor, "units"] | None
+    usual: Float[Tensor, " units"] | None
     detectors: dict[str, float]
 
 
 def chance(
-    points: Points, labels: Labels, address: str, units: int, category: Int[Tensor, "concepts"], categories: int,
+    points: Points, labels: Labels, address: str, units: int, category: Int[Tensor, " concepts"], categories: int,
     kinds: tuple[str, ...], draws: int, limit: float, seed: int,
 ) -> Chance:  # fmt: skip
     """Draws of units that mean nothing, of each kind:

@@ -84,13 +84,13 @@ def ace(
     return Clusters(layer, {n: found[n] for n in names}, {n: spread[n] for n in names}, ranked)
 
 
-def _segments(network: Network, x: Images, pieces: tuple[int, ...]) -> tuple[Images, Int[Tensor, "segments"]]:
+def _segments(network: Network, x: Images, pieces: tuple[int, ...]) -> tuple[Images, Int[Tensor, " segments"]]:
     """Segments of all pictures at all resolutions, and the picture of each."""
     found = [(i, superpixels(network, x[i : i + 1], n)) for i in range(len(x)) for n in pieces]
     return torch.cat([s for _, s in found]), torch.tensor([i for i, s in found for _ in range(len(s))])
 
 
-def k_means(rows: Float[Tensor, "n d"], clusters: int, seed: int = 0) -> tuple[Float[Tensor, "k d"], Int[Tensor, "n"]]:
+def k_means(rows: Float[Tensor, "n d"], clusters: int, seed: int = 0) -> tuple[Float[Tensor, "k d"], Int[Tensor, " n"]]:
     """Centers, and the nearest center of each row: Lloyd's rounds from seeds of k-means++ (Arthur and Vassilvitskii 2007).
 
     A center that no row is nearest to stays where it is.

@@ -32,7 +32,7 @@ def gray(network: Network, x: Float[Tensor, "batch 3 h w"]) -> Float[Tensor, "ba
 
 def color_index(
     network: Network, dataset: Any, address: str, patches: Any, *, batch_size: int | Literal["auto"] = "auto"
-) -> Float[Tensor, "units"]:
+) -> Float[Tensor, " units"]:
     """1 - sum_i a_i(gray) / sum_i a_i over a unit's strongest patches i, with the patch in color and made gray.
 
     0 where color does not matter, 1 where the unit is silent without it, below 0 where it prefers gray; NaN where no patch
@@ -46,13 +46,13 @@ def color_index(
 
 def color_indexes(
     network: Network, dataset: Any, patches: Mapping[str, Any], *, batch_size: int = 32
-) -> dict[str, Float[Tensor, "units"]]:
+) -> dict[str, Float[Tensor, " units"]]:
     """The color index of the units of several layers, from the strongest patches of each; a picture is run once for all."""
     found = readings(network, dataset, patches, [lambda x: gray(network, x)], batch_size=batch_size)
     return {address: lost(patches[address], changed) for address, (changed,) in found.items()}
 
 
-def lost(patches: Any, changed: Float[Tensor, "units patches"]) -> Float[Tensor, "units"]:
+def lost(patches: Any, changed: Float[Tensor, "units patches"]) -> Float[Tensor, " units"]:
     """The share of the activation of its patches that a unit loses by a change, 1 - sum changed / sum before."""
     there = (patches.images >= 0) & (patches.values > 0)
     before = torch.where(there, patches.values.double(), 0.0).sum(1)
@@ -96,7 +96,7 @@ def hue_of(pictures: Float[Tensor, "units 3 h w"]) -> tuple[Tensor, Tensor, Tens
     return tuple(torch.where(some, v, torch.nan) for v in found)  # type: ignore[return-value]
 
 
-def axis_of(pictures: Float[Tensor, "units 3 h w"]) -> Int[Tensor, "units"]:
+def axis_of(pictures: Float[Tensor, "units 3 h w"]) -> Int[Tensor, " units"]:
     """The opponent axis, a number in `AXES`, nearest to the axis along which the colors of each picture lie; -1 for gray.
 
     The axis is that of sum c exp(2ih), which takes opposite hues as the same.

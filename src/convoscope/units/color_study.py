@@ -35,13 +35,13 @@ class LayerColors:
     """
 
     address: str
-    index: Float[Tensor, "units"]
+    index: Float[Tensor, " units"]
     features: Float[Tensor, "units 3 h w"]
     hues: Float[Tensor, "units bins"]
-    hue: Float[Tensor, "units"]
-    one: Float[Tensor, "units"]
-    two: Float[Tensor, "units"]
-    axis: Int[Tensor, "units"]
+    hue: Float[Tensor, " units"]
+    one: Float[Tensor, " units"]
+    two: Float[Tensor, " units"]
+    axis: Int[Tensor, " units"]
 
     @property
     def alive(self) -> int:
@@ -58,7 +58,7 @@ class LayerColors:
         high, low = int(self.selective.sum()), int((self.index < color.LOW).sum())
         return tuple(n / max(1, self.alive) for n in (low, self.alive - low - high, high))  # type: ignore[return-value]
 
-    def hue_shares(self, selective: bool = True) -> Float[Tensor, "bins"]:
+    def hue_shares(self, selective: bool = True) -> Float[Tensor, " bins"]:
         """Hues of the units that are selective for color, or of those that are not; the first bin is centered on red.
 
         Each unit counts the same. All zero where there are no such units.

@@ -46,8 +46,8 @@ class Concepts:
     layer: str
     target: str
     basis: Float[Tensor, "concepts channels"] = field(repr=False)
-    importance: Float[Tensor, "concepts"]
-    spread: Float[Tensor, "concepts"]
+    importance: Float[Tensor, " concepts"]
+    spread: Float[Tensor, " concepts"]
     crops: Images = field(repr=False)
     amounts: Float[Tensor, "crops concepts"] = field(repr=False)
     explained: float
@@ -76,7 +76,7 @@ class Concepts:
         place = self.network.trace(x).field_of(canonical(self.network.plain, self.layer))
         return placed(found, place, tuple(x.shape[2:]))
 
-    def exemplars(self, concept: int, count: int = 6) -> Int[Tensor, "count"]:
+    def exemplars(self, concept: int, count: int = 6) -> Int[Tensor, " count"]:
         """The numbers of the crops with most of a concept, most first."""
         return self.amounts[:, concept].topk(min(count, len(self.amounts))).indices
 

@@ -86,7 +86,7 @@ class UnitCorrelation(Statistic):
         return (covariance / deviation[:, None] / deviation).clamp(-1, 1)
 
 
-def nearest(correlations: Float[Tensor, "units units"]) -> tuple[Float[Tensor, "units"], Tensor]:
+def nearest(correlations: Float[Tensor, "units units"]) -> tuple[Float[Tensor, " units"], Tensor]:
     """The largest correlation of each unit with another, and which unit that is; NaN and -1 where there is none."""
     others = correlations.clone()
     others.fill_diagonal_(torch.nan)

@@ -71,11 +71,11 @@ class Cells:
     `member` is the number of the cell that a sample is in, -1 where that has too few.
     """
 
-    row: Int[Tensor, "cells"]
-    column: Int[Tensor, "cells"]
-    count: Int[Tensor, "cells"]
+    row: Int[Tensor, " cells"]
+    column: Int[Tensor, " cells"]
+    count: Int[Tensor, " cells"]
     mean: Float[Tensor, "cells channels"]
-    member: Int[Tensor, "samples"]
+    member: Int[Tensor, " samples"]
 
     def __len__(self) -> int:
         return len(self.row)

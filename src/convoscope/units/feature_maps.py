@@ -43,17 +43,17 @@ class FeatureMaps:
         return bool((self.values < 0).any())
 
     @property
-    def strength(self) -> Float[Tensor, "channels"]:
+    def strength(self) -> Float[Tensor, " channels"]:
         """The largest magnitude of each map."""
         return self.values.abs().flatten(1).amax(1)
 
-    def order(self, sort: Sort = "strength") -> Int[Tensor, "channels"]:
+    def order(self, sort: Sort = "strength") -> Int[Tensor, " channels"]:
         """The numbers of the channels, strongest first or as they are; equal ones in the order of their numbers."""
         if sort not in ("strength", "index"):
             raise UsageError(f"no order {sort!r}; expected 'strength' or 'index'")
         return self.strength.argsort(descending=True, stable=True) if sort == "strength" else torch.arange(len(self))
 
-    def limit(self, units: Sequence[int] | None = None, scale: ScaleOf = "shared") -> Float[Tensor, "channels"]:
+    def limit(self, units: Sequence[int] | None = None, scale: ScaleOf = "shared") -> Float[Tensor, " channels"]:
         """The magnitude that gets the strongest color in each of these maps.
 
         "shared": the 99.5th percentile of the magnitudes that are not zero in all maps shown; "each": each map's largest.

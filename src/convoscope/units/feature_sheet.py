@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def ranked_features(latents: Tensor, image: Tensor, count: int) -> Int[Tensor, "features"]:
+def ranked_features(latents: Tensor, image: Tensor, count: int) -> Int[Tensor, " features"]:
     """The features that are there least often, but in at least eight pictures: those are particular, and not of one picture."""
     active = latents > 0
     uses, (images, slot) = active.sum(0), image.unique(return_inverse=True)

@@ -50,7 +50,7 @@ class Kernels:
         """The Euclidean norm of each kernel: how strongly an output reads each of its input channels."""
         return self.weight.flatten(2).norm(dim=2)
 
-    def limit(self, scale: ScaleOf = "each") -> Float[Tensor, "outputs"]:
+    def limit(self, scale: ScaleOf = "each") -> Float[Tensor, " outputs"]:
         """The magnitude that gets the strongest color: the largest weight of each output, or of all of them."""
         _one_of(scale)
         each = self.weight.abs().flatten(1).amax(1)

@@ -33,7 +33,7 @@ def _sides() -> tuple[float, ...]:
     return tuple(2.0 ** (k // PER_OCTAVE) * (1 + k % PER_OCTAVE / PER_OCTAVE) for k in steps)
 
 
-def edges() -> Float[Tensor, "bins_plus_one"]:
+def edges() -> Float[Tensor, " bins_plus_one"]:
     """Where the bins of every histogram begin and end, in float64; the outermost ends are infinite.
 
     Four bins to each factor of two, from 2^-12 to 2^12 on both sides of zero; the bin from 0 to 0 holds zeros alone.
@@ -104,12 +104,12 @@ class ActivationHistogram(Statistic):
         """(C,) whether a unit never was above zero."""
         return self.value()[:, SIDE + 1 :].sum(1) == 0
 
-    def zero_share(self) -> Float[Tensor, "units"]:
+    def zero_share(self) -> Float[Tensor, " units"]:
         """The share, 0 to 1, of activations that are zero."""
         counts = self.value()
         return counts[:, SIDE].double() / counts.sum(1)
 
-    def near_zero_share(self, fraction: float = 0.01) -> Float[Tensor, "units"]:
+    def near_zero_share(self, fraction: float = 0.01) -> Float[Tensor, " units"]:
         """The share of activations in bins of sizes wholly under `fraction` of where the unit's outermost bin begins."""
         counts, size = self.value(), edges()[SIDE + 1 : -1]  # lower ends of the bins above zero
         both = counts[:, SIDE + 1 :] + counts[:, :SIDE].flip(1)
@@ -182,7 +182,9 @@ class UnitActivity(Statistic):
         }
 
 
-def lifetime_sparseness(total: Float[Tensor, "units"], energy: Float[Tensor, "units"], images: int) -> Float[Tensor, "units"]:
+def lifetime_sparseness(
+    total: Float[Tensor, " units"], energy: Float[Tensor, " units"], images: int
+) -> Float[Tensor, " units"]:
     """Sparseness of responses r_i >= 0 to n images from their sum and sum of squares, (1 - a) / (1 - 1/n).
 
     a = (sum r / n)^2 / (sum r^2 / n) is the breadth of Treves and Rolls. 0 where all responses are the same, 1 where one
@@ -193,7 +195,7 @@ def lifetime_sparseness(total: Float[Tensor, "units"], energy: Float[Tensor, "un
     return (1 - breadth) / (1 - 1 / images) if images > 1 else torch.full_like(breadth, torch.nan)
 
 
-def hoyer_sparseness(total: Float[Tensor, "units"], energy: Float[Tensor, "units"], images: int) -> Float[Tensor, "units"]:
+def hoyer_sparseness(total: Float[Tensor, " units"], energy: Float[Tensor, " units"], images: int) -> Float[Tensor, " units"]:
     """Sparseness of responses r_i >= 0 to n images, (sqrt n - sum r / sqrt(sum r^2)) / (sqrt n - 1).
 
     0 where all are the same, 1 where one image has all of it, NaN where there is no response or one image alone. (Hoyer,

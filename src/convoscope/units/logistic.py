@@ -17,13 +17,13 @@ class Fits:
 
     rows: Int[Tensor, "fits rows"]
     coefficients: Float[Tensor, "fits rows"]
-    intercept: Float[Tensor, "fits"]
+    intercept: Float[Tensor, " fits"]
 
     def applied(self, products: Float[Tensor, "points rows"]) -> Float[Tensor, "fits points"]:
         """The weight vectors' inner products with points, from the points' products with all rows."""
         return torch.stack([products[:, r] @ c for r, c in zip(self.rows, self.coefficients, strict=True)])
 
-    def norms(self, gram: Float[Tensor, "all all"]) -> Float[Tensor, "fits"]:
+    def norms(self, gram: Float[Tensor, "all all"]) -> Float[Tensor, " fits"]:
         """The lengths of the weight vectors."""
         squares = [c @ gram[r][:, r] @ c for r, c in zip(self.rows, self.coefficients, strict=True)]
         return torch.stack(squares).clamp(min=0).sqrt()

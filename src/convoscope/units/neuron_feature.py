@@ -44,7 +44,7 @@ class Window:
         size, stride, offset, picture, whole = zip(*found, strict=True)
         return cls(size, stride, offset, picture, whole)
 
-    def corners(self, rows: Int[Tensor, "n"], columns: Int[Tensor, "n"]) -> Int[Tensor, "n 2"]:
+    def corners(self, rows: Int[Tensor, " n"], columns: Int[Tensor, " n"]) -> Int[Tensor, "n 2"]:
         """Top and left of the boxes of units at these places."""
         return torch.stack([rows * self.stride[0] + self.offset[0], columns * self.stride[1] + self.offset[1]], 1)
 
@@ -66,10 +66,10 @@ class ImagePatches:
     """The patches that are from one image: units, ranks among a unit's patches, rows and columns, each (n,)."""
 
     image: int
-    units: Int[Tensor, "n"]
-    ranks: Int[Tensor, "n"]
-    rows: Int[Tensor, "n"]
-    columns: Int[Tensor, "n"]
+    units: Int[Tensor, " n"]
+    ranks: Int[Tensor, " n"]
+    rows: Int[Tensor, " n"]
+    columns: Int[Tensor, " n"]
 
 
 def by_image(patches: Any, units: Sequence[int] | None = None) -> Iterator[ImagePatches]:

@@ -59,7 +59,7 @@ def orientation_tuning(
 def orientation_index(
     network: Network, dataset: Any, address: str, patches: Any, *, steps: int = 8, alone: bool | None = None,
     batch_size: int = 32,
-) -> tuple[Float[Tensor, "units"], Float[Tensor, "units steps"]]:  # fmt: skip
+) -> tuple[Float[Tensor, " units"], Float[Tensor, "units steps"]]:  # fmt: skip
     """1 - mean over the other angles of a(angle) / a(0), and the tuning curve a(angle) / a(0) it comes from.
 
     Angles are `steps` equal parts of half a turn. 0 where the orientation does not matter, 1 where a unit answers to one

@@ -51,10 +51,10 @@ class Sample:
     """
 
     values: Float[Tensor, "samples channels"]
-    image: Int64[Tensor, "samples"]
-    row: Int64[Tensor, "samples"]
-    column: Int64[Tensor, "samples"]
-    category: Int64[Tensor, "samples"]
+    image: Int64[Tensor, " samples"]
+    row: Int64[Tensor, " samples"]
+    column: Int64[Tensor, " samples"]
+    category: Int64[Tensor, " samples"]
     seen: int
 
     def __len__(self) -> int:

@@ -52,7 +52,7 @@ class ClassActivity(Statistic):
         seen(self)
         return self.sums / self.images[:, None]
 
-    def selectivity(self) -> tuple[Float[Tensor, "units"], Int[Tensor, "units"]]:
+    def selectivity(self) -> tuple[Float[Tensor, " units"], Int[Tensor, " units"]]:
         """The class selectivity of each unit, and the class it prefers; see `class_selectivity`."""
         return class_selectivity(self.value())
 
@@ -61,7 +61,7 @@ def _longer(rows: Tensor, length: int) -> Tensor:
     return F.pad(rows, (0,) * (2 * rows.dim() - 1) + (length - len(rows),))
 
 
-def class_selectivity(means: Float[Tensor, "classes units"]) -> tuple[Float[Tensor, "units"], Int[Tensor, "units"]]:
+def class_selectivity(means: Float[Tensor, "classes units"]) -> tuple[Float[Tensor, " units"], Int[Tensor, " units"]]:
     """(a - b) / (a + b) with a a unit's mean activation for the class it prefers, b that for all other classes.
 
     0 where it does not tell classes apart, 1 where it answers to one class alone; for activations that are never negative,
@@ -104,7 +104,7 @@ def class_shares(
 
 def class_index(
     weights: Float[Tensor, "units patches"], classes: Int[Tensor, "units patches"], threshold: float = 1.0
-) -> Float[Tensor, "units"]:
+) -> Float[Tensor, " units"]:
     """(N - M) / (N - 1): N patches drive a unit, and M classes are enough for a share `threshold` of their activation.
 
     1 where one class is enough, 0 where each patch is of another class and all are needed; NaN where fewer than two patches
@@ -120,7 +120,7 @@ def class_index(
     return torch.where(count > 1, found, torch.nan)
 
 
-def class_entropy(weights: Float[Tensor, "units patches"], classes: Int[Tensor, "units patches"]) -> Float[Tensor, "units"]:
+def class_entropy(weights: Float[Tensor, "units patches"], classes: Int[Tensor, "units patches"]) -> Float[Tensor, " units"]:
     """Entropy in bits of the shares of classes among the strongest patches: 0 for one class, log2 N for N; NaN for none."""
     share, _ = class_shares(weights, classes)
     found = -torch.special.xlogy(share, share).sum(1) / torch.log(torch.tensor(2.0, dtype=share.dtype))

@@ -8,7 +8,7 @@ from convoscope.core.errors import UsageError, did_you_mean
 CORRECTIONS = ("benjamini-hochberg", "bonferroni-holm", "none")
 
 
-def corrected(p: Float[Tensor, "tests"], method: str = "benjamini-hochberg") -> Float[Tensor, "tests"]:
+def corrected(p: Float[Tensor, " tests"], method: str = "benjamini-hochberg") -> Float[Tensor, " tests"]:
     """Adjusted p-values: those under a level are significant at it, all tests together.
 
     "benjamini-hochberg" bounds the expected share of false discoveries (Benjamini and Hochberg 1995),

@@ -48,9 +48,9 @@ class SparseAutoencoder:
     """
 
     encoder: Float[Tensor, "latents channels"]
-    bias: Float[Tensor, "latents"]
+    bias: Float[Tensor, " latents"]
     decoder: Float[Tensor, "latents channels"]
-    center: Float[Tensor, "channels"]
+    center: Float[Tensor, " channels"]
     scale: float
     k: int
     layer: str = ""

@@ -11,7 +11,7 @@ MOST = 1 << 20  # values beyond those known to stay, and as many times these, be
 TIMES = 3
 
 
-def where(mask: Bool[Tensor, "..."]) -> Int64[Tensor, "places"]:
+def where(mask: Bool[Tensor, "..."]) -> Int64[Tensor, " places"]:
     """Places of what is true, in order, in the flattened mask."""
     flat = mask.reshape(-1)
     if flat.device.type == "cpu":  # NumPy's is several times as fast
@@ -49,11 +49,11 @@ class _Batch:
     """What one batch of maps left: places among its values, and which images these are."""
 
     shape: torch.Size
-    index: Int64[Tensor, "images"]
+    index: Int64[Tensor, " images"]
     places: Int64[Tensor, "cells"]
     levels: Float[Tensor, "cells"]
 
-    def left(self, floor: Float[Tensor, "units"]) -> "_Batch":
+    def left(self, floor: Float[Tensor, " units"]) -> "_Batch":
         """What is above the floor, and around it."""
         _, units, height, width = self.shape
         above = torch.zeros(self.shape.numel(), dtype=torch.bool)
@@ -95,7 +95,7 @@ class Spilled:
         self.batches = [batch.left(floor) for batch in self.batches]
         self.count = self.stays = sum(len(batch.places) for batch in self.batches)
 
-    def settle(self, floor: Float[Tensor, "units"]) -> None:
+    def settle(self, floor: Float[Tensor, " units"]) -> None:
         """Put together what stays."""
         self._look(floor.cpu())
         batches, size, at = self.batches[::-1], self.count, 0

@@ -22,10 +22,10 @@ class Thresholds:
     tail (a rectified unit that is zero nearly everywhere). `values` counts what was seen of each unit.
     """
 
-    value: Float[Tensor, "units"]
-    exceedance: Float[Tensor, "units"]
-    dead: Bool[Tensor, "units"]
-    sparse: Bool[Tensor, "units"]
+    value: Float[Tensor, " units"]
+    exceedance: Float[Tensor, " units"]
+    dead: Bool[Tensor, " units"]
+    sparse: Bool[Tensor, " units"]
     values: int
 
 

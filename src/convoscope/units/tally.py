@@ -24,7 +24,7 @@ class Labels:
 
     flat: Int[Tensor, "pictures layers pixels"]
     concepts: Int[Tensor, "present"]
-    places: Int[Tensor, "labels"]
+    places: Int[Tensor, " labels"]
     totals: Int[Tensor, "pictures present"]
 
     @classmethod
@@ -45,14 +45,14 @@ class Labels:
         """How many there are."""
         return len(self.flat)
 
-    def at(self, pictures: Int[Tensor, "n"], pixels: Int[Tensor, "n"]) -> Int[Tensor, "n layers"]:
+    def at(self, pictures: Int[Tensor, " n"], pixels: Int[Tensor, " n"]) -> Int[Tensor, "n layers"]:
         """The places in `concepts` of the labels of some pixels."""
         _, layers, size = self.flat.shape
         first = pictures * (layers * size) + pixels
         found = self.flat.reshape(-1)[first[:, None] + torch.arange(0, layers * size, max(size, 1), device=first.device)]
         return self.places[found.long()]
 
-    def present(self, category: Int[Tensor, "concepts"], categories: int) -> Bool[Tensor, "pictures categories"]:
+    def present(self, category: Int[Tensor, " concepts"], categories: int) -> Bool[Tensor, "pictures categories"]:
         """Which pictures have a label of which category."""
         found = self.totals.new_zeros(self.pictures, categories)
         found.index_add_(1, category[self.concepts[1:] - 1], self.totals[:, 1:])
@@ -83,7 +83,7 @@ class Tally:
       out pictures where the unit is active in the wrong places, and so makes intersections over unions larger.
     """
 
-    def __init__(self, units: int, category: Int[Tensor, "concepts"], categories: int, area: Area = "category") -> None:
+    def __init__(self, units: int, category: Int[Tensor, " concepts"], categories: int, area: Area = "category") -> None:
         if area not in AREAS:
             raise UsageError(f"no rule of areas {area!r}; expected 'category' or 'overlap'")
         self.category, self.rule = category.cpu(), area
@@ -92,8 +92,8 @@ class Tally:
         self.label = torch.zeros(2, len(category), dtype=torch.int64)
 
     def add(
-        self, units: Int[Tensor, "active"], pictures: Int[Tensor, "active"], pixels: Int[Tensor, "active"], labels: Labels,
-        half: Int[Tensor, "pictures"],
+        self, units: Int[Tensor, " active"], pictures: Int[Tensor, " active"], pixels: Int[Tensor, " active"], labels: Labels,
+        half: Int[Tensor, " pictures"],
     ) -> None:  # fmt: skip
         """Count some pictures: all their active pixels (unit, picture, pixel), their labels and the half each belongs to."""
         count, channels, categories = labels.pictures, self.both.shape[1], self.area.shape[2]
@@ -134,7 +134,7 @@ class Tally:
 
 
 def intersection_over_union(
-    both: Int[Tensor, "units concepts"], area: Int[Tensor, "units concepts"], label: Int[Tensor, "concepts"]
+    both: Int[Tensor, "units concepts"], area: Int[Tensor, "units concepts"], label: Int[Tensor, " concepts"]
 ) -> Float[Tensor, "units concepts"]:
     """Of counts, in float64."""
     union = area + label - both

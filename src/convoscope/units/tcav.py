@@ -233,7 +233,7 @@ class _Space:
         return (vector / vector.norm().clamp(min=torch.finfo(vector.dtype).tiny)).view(shape)
 
 
-def _drawn(rows: Int[Tensor, "rows"], count: int, draw: torch.Generator) -> Tensor:
+def _drawn(rows: Int[Tensor, " rows"], count: int, draw: torch.Generator) -> Tensor:
     return rows[torch.randperm(len(rows), generator=draw)[:count]]
 
 

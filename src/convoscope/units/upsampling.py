@@ -31,8 +31,8 @@ class Axis:
 
     units: int
     pixels: int
-    starts: Int[Tensor, "gaps"]
-    lengths: Int[Tensor, "gaps"]
+    starts: Int[Tensor, " gaps"]
+    lengths: Int[Tensor, " gaps"]
     before: Bool[Tensor, "gaps longest"]
     weights: Float[Tensor, "gaps longest"]
 
@@ -57,7 +57,7 @@ class Axis:
         tables = (self.starts, self.lengths, self.before)
         return type(self)(self.units, self.pixels, *(t.to(device) for t in tables), self.weights.to(device, dtype))
 
-    def line(self, gaps: Int[Tensor, "n"]) -> tuple[Bool[Tensor, "n longest"], Float[Tensor, "n longest"]]:
+    def line(self, gaps: Int[Tensor, " n"]) -> tuple[Bool[Tensor, "n longest"], Float[Tensor, "n longest"]]:
         """`before` and `weights` of some gaps; one line for all where they are the same between all units, since beyond the
         outermost centers any weight will do."""
         if self.even:
@@ -128,8 +128,8 @@ class Placing:
         return own.columns.interpolated(own.rows.interpolated(maps, -2), -1)
 
     def above(
-        self, maps: Float[Tensor, "maps h w"], thresholds: Float[Tensor, "maps"]
-    ) -> tuple[Int[Tensor, "active"], Int[Tensor, "active"]]:
+        self, maps: Float[Tensor, "maps h w"], thresholds: Float[Tensor, " maps"]
+    ) -> tuple[Int[Tensor, " active"], Int[Tensor, " active"]]:
         """The pixels of `dense(maps)` above the threshold of their map: which map, and row * width + column.
 
         A value between four units is at most the largest of theirs, so only gaps with a unit above the threshold are

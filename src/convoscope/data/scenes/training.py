@@ -108,7 +108,7 @@ def fit(settings: Settings, threads: int = 2, progress: Progress = _silent) -> S
 
 
 def _step(module: SceneNet, optimizer: torch.optim.Optimizer, cycle: torch.optim.lr_scheduler.LRScheduler, loss: nn.Module,
-          pictures: UInt8[Tensor, "batch h w 3"], labels: Int[Tensor, "batch"], draw: torch.Generator, mirror: bool) -> float:
+          pictures: UInt8[Tensor, "batch h w 3"], labels: Int[Tensor, " batch"], draw: torch.Generator, mirror: bool) -> float:
     x = _augmented(normalized(pictures), draw, mirror).contiguous(memory_format=torch.channels_last)
     optimizer.zero_grad(set_to_none=True)
     value = loss(module(x), labels)

@@ -81,7 +81,7 @@ class _Birds(Task, abstract=True):
         truth = self.flock.played
         return mapper(truth.network, truth.x, truth.target, tuple(range(len(truth.x))))
 
-    def known(self, values: Float[Tensor, "pictures *some"]) -> Float[Tensor, "pictures *some"]:
+    def known(self, values: Float[Tensor, " pictures *some"]) -> Float[Tensor, " pictures *some"]:
         """The values of the pictures that the network gets right, NaN for the others."""
         values[torch.tensor([b.predicted != b.label for b in self.flock.birds])] = torch.nan
         return values

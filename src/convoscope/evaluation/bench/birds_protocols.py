@@ -68,12 +68,12 @@ COMPLETENESS = {
 }  # fmt: skip
 
 
-def checks(bird: Bird, found: Marked) -> Float[Tensor, "protocols *some"]:
+def checks(bird: Bird, found: Marked) -> Float[Tensor, " protocols *some"]:
     """CSDC, PC, DC and D."""
     return torch.stack([protocol(bird, found) for protocol in COMPLETENESS.values()])
 
 
-def complete(values: Float[Tensor, "protocols *some"]) -> Float[Tensor, "*some"]:
+def complete(values: Float[Tensor, " protocols *some"]) -> Float[Tensor, "*some"]:
     """Completeness: the mean of D and of the mean of CSDC, PC and DC, of those that are defined."""
     return torch.stack([values[:3].nanmean(0), values[3]]).nanmean(0)
 

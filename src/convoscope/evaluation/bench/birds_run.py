@@ -93,7 +93,7 @@ class BirdsResult:
         return tables.save(path, self)
 
 
-def dimensions(means: Float[Tensor, "protocols *some"]) -> Float[Tensor, "dimensions *some"]:
+def dimensions(means: Float[Tensor, " protocols *some"]) -> Float[Tensor, " dimensions *some"]:
     """Completeness, correctness, contrastivity and the mean of the three, from CSDC, PC, DC, D, SD and TS."""
     three = torch.stack([protocols.complete(means[:4]), means[4], means[5]])
     return torch.cat([three, three.nanmean(0, keepdim=True)])
