@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,9 @@ FAMILIES = {
     "interpretable",
     "evaluation",
 }
-VOCABULARY = {"citation", "network", "loading", "method", "targets", "files", "results", "rules", "images", "data", "engine"}
+VOCABULARY = {
+    "citation", "network", "loading", "method", "targets", "files", "interrupts", "results", "rules", "images", "data", "engine",
+}  # fmt: skip
 FACES = {"cli", "web"}
 # What a part may import beside itself. `report` turns results into a page, for the faces and for notebooks;
 # `testing` and the package itself offer everything below the faces.
@@ -32,6 +35,7 @@ MAY_IMPORT = {
     **{part: VOCABULARY | {"core", "show"} for part in VOCABULARY},
     **{family: VOCABULARY | {"core", "show"} for family in FAMILIES},
     "files": {"core"},
+    "interrupts": set(),
     "results": VOCABULARY | {"core", "show", "report"},
     "report": VOCABULARY | {"core", "show"},
     "testing": VOCABULARY | FAMILIES | {"core"},
@@ -53,12 +57,20 @@ def part_of(module: str) -> str:
     return words[1] if len(words) > 1 else "__init__"
 
 
+@cache
+def parsed(path: Path) -> list[ast.AST]:
+    """The imports and functions of a file."""
+    kinds = ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef
+    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kinds)]
+
+
+@cache
 def imports(path: Path) -> set[str]:
     """The absolute names of all modules a file imports, also inside functions and under TYPE_CHECKING."""
     here = ["convoscope", *path.relative_to(PACKAGE).with_suffix("").parts]
     package = here[:-1]
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,7 +123,7 @@ def test_files_are_short(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_functions_are_short(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in parsed(path):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             start = node.body[0].lineno  # the signature, with its options and their help, does not count
             assert (node.end_lineno or start) - start <= 40, f"{name(path)}: {node.name} is too long"

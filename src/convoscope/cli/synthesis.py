@@ -115,7 +115,7 @@ class Making:
             with Progress(self.name) as self.bar:
                 made = make(progress=self.told, watch=self._watch if self.preview else None, store=self.store)
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt) and self.done[0] and self.store is not None:
+            if isinstance(error, KeyboardInterrupt) and self.done[0] and self.store is not None and _states(self.store):
                 note(f"stopped at {100 * self.done[0] // self.done[1]} %; the same command goes on from there ({self.store})")
             if not self.done[0] and self.own and self.store is not None:
                 _forget(self.store)
@@ -179,9 +179,13 @@ class Making:
             screen.print(f"{path} ({size_text(path)})", soft_wrap=True)
 
 
+def _states(store: Path) -> list[Path]:
+    return sorted(store.glob("*.ascent.safetensors"))
+
+
 def _forget(store: Path) -> None:
     """The state of a run that is done, and its folder if nothing else is there."""
-    for path in store.glob("*.ascent.safetensors"):
+    for path in _states(store):
         path.unlink(missing_ok=True)
     with suppress(OSError):
         store.rmdir()

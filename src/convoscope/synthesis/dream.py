@@ -233,7 +233,7 @@ class _Run:
         return self.octave == len(self.sizes) - 1 and self.step == self.steps
 
     def _next_octave(self) -> None:
-        """ What was dreamt so far, enlarged and laid over the next size of the picture."""
+        """What was dreamt so far, enlarged and laid over the next size of the picture."""
         with unbroken():
             self.whole = False
             size = self.sizes[self.octave + 1]

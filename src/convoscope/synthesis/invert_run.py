@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from convoscope.core.probe import Probe
 from convoscope.core.session import Session
 from convoscope.images.base import Draws, Space
+from convoscope.interrupts import unbroken
 from convoscope.network import Network
 from convoscope.synthesis.dream_state import State, digest
 from convoscope.synthesis.invert_descent import Momentum, WarmedLBFGS
@@ -88,10 +89,11 @@ class Rows:
             for step in range(resumed, self.steps):
                 values, slopes, errors = self._look()
                 self._keep_frame(step)
-                whole = False  # an interruption from here on leaves half a step, which is not to be kept
-                self.descent.tell(values, slopes)
-                self.history.append(errors)
-                whole = True
+                with unbroken():
+                    whole = False  # an error from here on leaves half a step, which is not to be kept
+                    self.descent.tell(values, slopes)
+                    self.history.append(errors)
+                    whole = True
                 self._told(step + 1)
                 if state and time.monotonic() - saved > EVERY:
                     self._save(state)

@@ -12,6 +12,7 @@ from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.probe import Probe
 from convoscope.core.session import Session
 from convoscope.images.base import Draws, Parameters, Transform
+from convoscope.interrupts import unbroken
 from convoscope.rules.redirected import REDIRECTED
 from convoscope.synthesis.objective import Objective
 from convoscope.synthesis.store import Stored
@@ -114,12 +115,12 @@ class Rows:
         if own is not None and own.requires_grad:
             ends, weights = [x, own], [*weights, torch.ones_like(own)]
         gradients = torch.autograd.grad(ends, leaves, weights, allow_unused=True)
-        self.whole = False  # an interruption from here on leaves half a step, which is not to be kept
-        self.update(step, [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)])
-        with torch.no_grad():
+        with unbroken(), torch.no_grad():
+            self.whole = False  # an error from here on leaves half a step, which is not to be kept
+            self.update(step, [torch.zeros_like(p) if g is None else g for p, g in zip(leaves, gradients, strict=True)])
             run.image.settle(self.parameters, run.space, step)
-        self.history.append(scores.view(-1, run.views).mean(1).detach())
-        self.whole = True
+            self.history.append(scores.view(-1, run.views).mean(1).detach())
+            self.whole = True
 
     def _own(self, pixels: Tensor) -> Tensor | None:
         """What the picture is worth beside the target, for each row."""
