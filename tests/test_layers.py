@@ -24,7 +24,8 @@ FAMILIES = {
     "evaluation",
 }
 VOCABULARY = {
-    "citation", "network", "loading", "method", "targets", "files", "interrupts", "results", "rules", "images", "data", "engine",
+    "citation", "network", "loading", "method", "targets", "files", "interrupts", "results", "rules", "images", "data",
+    "engine",
 }  # fmt: skip
 FACES = {"cli", "web"}
 # What a part may import beside itself. `report` turns results into a page, for the faces and for notebooks;
