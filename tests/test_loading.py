@@ -6,8 +6,7 @@ import pickle
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -316,39 +315,33 @@ def test_torchvisions_inception_networks_keep_their_input_transform(torchvision:
 
 
 @pytest.fixture
-def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No cache and no network: what leaves the machine goes to a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        dead = f"http://127.0.0.1:{free.getsockname()[1]}"
-    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
-        monkeypatch.setenv(name, dead)
-    for name in ("no_proxy", "NO_PROXY", "HF_HUB_OFFLINE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_CACHE", str(tmp_path / "hub"))
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """No cache and no network: what leaves the machine goes to a port that is taken, and that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{taken.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY", "HF_HUB_OFFLINE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+        monkeypatch.setattr(pytest.importorskip("huggingface_hub.constants"), "HF_HUB_CACHE", str(tmp_path / "hub"))
+        yield
 
 
 @pytest.mark.usefixtures("offline")
 def test_without_cache_and_network_one_line_says_what_to_do(torchvision: ModuleType, tmp_path: Path) -> None:
-    started = time.perf_counter()
     with pytest.raises(cs.LoadError, match=r"cannot be downloaded .*alexnet-owt.*TORCH_HOME.*weights=None") as caught:
         cs.load("torchvision:alexnet")
     assert str(tmp_path) in str(caught.value)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.usefixtures("offline")
 def test_timm_without_cache_and_network_does_not_hang() -> None:
     pytest.importorskip("timm")
-    import timm  # noqa: F401  its import takes seconds, which are not loading's
-
-    started = time.perf_counter()
     with pytest.raises(cs.LoadError, match=r"timm:resnet18 .*cannot be downloaded .*HF_HOME.*weights=None") as caught:
         cs.load("timm:resnet18")
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.usefixtures("offline")
@@ -374,9 +367,7 @@ def test_a_silent_server_is_given_up_on(monkeypatch: pytest.MonkeyPatch) -> None
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen()
-        started = time.perf_counter()
-        assert unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/file")
-        assert time.perf_counter() - started < 3
+        assert unreachable(f"http://127.0.0.1:{server.getsockname()[1]}/file")  # or this never comes back
 
 
 def test_timm_networks_bring_their_input_space() -> None:

@@ -16,7 +16,7 @@ def check_writable(path: Path) -> None:
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=path.parent, prefix="."):  # which others may see for a moment on some file systems
             pass
     except OSError as error:
         raise _unwritable(path, error) from None

@@ -465,15 +465,15 @@ def test_a_pass_that_ends_while_another_thread_is_between_its_hooks_disturbs_nei
     def between(*_: object) -> None:
         if threading.current_thread() is other:
             waiting.set()
-            assert go.wait(20)
+            assert go.wait(120)
         else:
             go.set()
-            other.join(20)
+            other.join(120)
 
     other = threading.Thread(target=lambda: ended.append(record(module, X, ("0",))))
     with module[0].register_forward_hook(between):
         other.start()
-        assert waiting.wait(20)
+        assert waiting.wait(120)
         found = record(module, X, ("0",))
     torch.testing.assert_close(found["0"], ended[0]["0"])
 

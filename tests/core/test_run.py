@@ -89,14 +89,14 @@ def test_two_threads_share_a_network_and_the_last_restores_it() -> None:
     before = flags(net)
     x = torch.randn(4, 3, 8, 8)
     expected = cs.explain(net, x, "guided-backprop", 1).values
-    inside, done = threading.Barrier(3, timeout=20), threading.Event()
+    inside, done = threading.Barrier(3, timeout=120), threading.Event()
     found: list[Tensor] = []
 
     def work() -> None:
         with undisturbed(net):
             inside.wait()
             found.append(cs.explain(net, x, "guided-backprop", 1).values)
-            done.wait(20)
+            done.wait(120)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for t in threads:
@@ -106,7 +106,7 @@ def test_two_threads_share_a_network_and_the_last_restores_it() -> None:
     assert not any(flags(net))  # the others are still inside
     done.set()
     for t in threads:
-        t.join(20)
+        t.join(120)
     assert flags(net) == before
     assert len(found) == 2
     assert all(torch.equal(f, expected) for f in found)

@@ -374,7 +374,7 @@ def test_size_is_checked_before_decoding(tmp_path):
 
 
 def test_threads_read_side_by_side_and_leave_warnings_as_they_were():
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
 
     class Meeting(io.BytesIO):
         met = False
@@ -395,7 +395,7 @@ def test_threads_read_side_by_side_and_leave_warnings_as_they_were():
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert len(found) == 2
     assert all(np.array_equal(f, COLOR) for f in found)
     assert list(warnings.filters) == before

@@ -175,7 +175,7 @@ def test_scripts_run_without_complaint(tmp_path):
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
     flags += ["--dump-dom", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
     done = subprocess.run(
-        ["chromium", *flags, f"file://{tmp_path / 'r.html'}"], capture_output=True, text=True, timeout=60, check=True
+        ["chromium", *flags, f"file://{tmp_path / 'r.html'}"], capture_output=True, text=True, timeout=120, check=True
     )
     assert "CONSOLE" not in done.stderr
     tags = Tags(done.stdout)

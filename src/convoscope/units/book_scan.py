@@ -115,7 +115,7 @@ class _Job:
                 for name in (files.NUMBERS, files.STRIPS):
                     shutil.rmtree(self.folder / name, ignore_errors=True)
                 (self.folder / files.INDEX).unlink(missing_ok=True)
-        elif any(p.name not in (files.STORE, LOCK) and p.suffix != ".partial" for p in self.folder.iterdir()):
+        elif any(p.name != files.STORE and not p.name.startswith(".") for p in self.folder.iterdir()):
             raise UsageError(f"{str(self.folder)!r} is not empty and holds no book; give another folder")
         files.write_manifest(self.folder, {"schema": files.SCHEMA, "key": self.key, "complete": False})
         return False
