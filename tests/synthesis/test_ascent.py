@@ -240,7 +240,10 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     whole = run()
     child = os.fork()
     if child == 0:
-        run(store=tmp_path, progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 6 else None)
+        try:
+            run(store=tmp_path, progress=lambda done, total: os.kill(os.getpid(), signal.SIGKILL) if done == 6 else None)
+        finally:
+            os._exit(1)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     again = run(store=tmp_path)
     assert 0 < again.diagnostics["continued from step"] <= 6
