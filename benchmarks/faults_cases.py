@@ -166,7 +166,7 @@ def other_forms(t: Tried) -> Verdicts:
     x = images()
     expected = t.reference(zoo()["in-place-relu"].module().eval(), x.double())
     for form in ("scripted", "traced", "exported", "an FX graph", "data parallel", "with weight norm", "pruned"):
-        module = formed(form, "in-place-relu")
+        module = formed(form, zoo()["in-place-relu"])
         if isinstance(module, nn.Module) and expected is not None:
             with contextlib.suppress(NothingToAskFor):
                 yield t.compared(module, x.double(), expected)

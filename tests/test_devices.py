@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import convoscope as cs
-from convoscope.testing.laws import small
+from convoscope.testing import small
 
 CUDA = pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"))
 

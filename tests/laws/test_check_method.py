@@ -57,7 +57,7 @@ class MixesImages(Base, abstract=True):
 
 class Trains(Base, abstract=True):
     def attribute(self, probe: Any, x: Tensor) -> Tensor:
-        next(probe.session.module.buffers()).add_(0.1)
+        next(probe.session.module.parameters()).data.add_(0.1)
         return probe.grad(x)
 
 
@@ -212,8 +212,9 @@ def test_a_broken_method_breaks_the_law(method: type[Method], law: str) -> None:
 def test_an_honest_one_keeps_them() -> None:
     for network in ("in-place-relu", "skip"):
         trial = Trial(Base(), zoo()[network])
-        for law in LAWS.keys() - {"survives json", "is documented"}:
-            LAWS[law](trial)
+        for law, check in LAWS.items():
+            if law not in ("survives json", "is documented") and network in getattr(check, "networks", (network,)):
+                check(trial)
 
 
 def test_the_message_names_law_method_and_network() -> None:

@@ -108,17 +108,17 @@ class MaskingCAM(Method, abstract=True):
     def _weights(self, one: Probe, x: Images, fill: Images, values: Values, layer: str) -> Tensor:
         """The weights of one image's channels `(1, channels)`."""
         varying = most(values.amax((0, 2, 3)) - values.amin((0, 2, 3)), self.channels)
-        channel, draw = torch.tensor(varying).long().repeat_interleave(self.draws()), torch.arange(self.draws())
-        draw = draw.repeat(len(varying))
+        channel = torch.tensor(varying, device="cpu").long().repeat_interleave(self.draws())
+        draw = torch.arange(self.draws(), device="cpu").repeat(len(varying))
         scores = [x.new_zeros(0)]
         for numbers in one.blocks(len(channel)):
             block = slice(numbers.start, numbers.stop)
             copies = one.repeat((channel[block] * self.draws() + draw[block]).tolist())
             maps = _stretched(copies.place(values[0][channel[block]][:, None], layer))
-            scores.append(copies.score(torch.lerp(fill, x, self.masks(copies, maps, draw[block].to(x.device)))))
+            scores.append(copies.score(torch.lerp(fill, x, self.masks(copies, maps, draw[block].to(x.device)).to(x))))
         found = torch.cat(scores).view(len(varying), -1).mean(1) if varying else x.new_zeros(0)
         weights = x.new_zeros(values.shape[1])
-        weights[varying] = found.softmax(0) if self.norm == "softmax" else found
+        weights[varying] = (found.softmax(0) if self.norm == "softmax" else found).to(weights)
         return weights[None]
 
     def needs(self, probe: Probe) -> tuple[Place, ...]:

@@ -97,7 +97,7 @@ class DeepLIFTSHAP(Method, name="deep-lift-shap"):
         if data.shape[1:] != repeated.shape[1:] or not len(data):
             raise UsageError(f"references are (N, {', '.join(map(str, repeated.shape[1:]))}); got {tuple(data.shape)}")
         if self.samples is None:
-            index = torch.tensor(block).repeat(len(repeated) // len(block))
+            index = torch.tensor(block, device="cpu").repeat(len(repeated) // len(block))
         else:
             index = (copies.uniform(repeated.new_zeros(len(repeated), 1).double())[:, 0] * len(data)).long()
         return data.to(repeated)[index.to(repeated.device)]

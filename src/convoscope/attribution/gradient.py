@@ -78,12 +78,12 @@ def noisy_maps(probe: Probe, x: Images, of: Method, samples: int, sigma: float, 
 
     def make() -> tuple[Tensor, Tensor]:
         spread = sigma * (x.flatten(1).amax(1) - x.flatten(1).amin(1))
-        done, mean, squares = 0, torch.zeros(()), torch.zeros(())
+        done, mean, squares = 0, torch.zeros((), device="cpu"), torch.zeros((), device="cpu")
         for block in probe.blocks(samples):
             copies, repeated = probe.repeat(block), x.repeat_interleave(len(block), 0)
             drawn = (probe.repeat([k // 2 for k in block]) if paired else copies).normal(repeated)
             sign = [-1.0 if paired and k % 2 else 1.0 for k in block]
-            deviation = spread[:, None] * torch.tensor(sign).to(spread)
+            deviation = spread[:, None] * torch.tensor(sign, device="cpu").to(spread)
             noise = deviation.view(-1, *[1] * (x.dim() - 1)) * drawn
             maps = of.attribute(copies, repeated + noise).unflatten(0, (len(x), len(block)))
             here = maps.mean(1)

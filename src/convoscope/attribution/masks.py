@@ -96,7 +96,7 @@ def space_filling(game: Game, rows: int) -> Numbers:
 
     The first rows are the same however many are asked for, and for every method.
     """
-    points = torch.quasirandom.SobolEngine(2 * game.count, scramble=False).draw(rows).double().numpy()
+    points = torch.quasirandom.SobolEngine(2 * game.count, scramble=False).draw(rows, dtype=torch.float64).numpy()
     moved = (points + game.draws(range(1), 2 * game.count)[0]) % 1
     return np.stack([moved[:, : game.count], moved[:, game.count :]])
 

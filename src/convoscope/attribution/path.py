@@ -117,8 +117,8 @@ class IntegratedGradients(Method):
         times = 2 if self.rule == "trapezoid" else 3
         nodes, weights = quadrature(self.rule, self.steps)
         intervals, used = (self.steps, self.steps) if times == 3 else (self.steps - 1, self.steps)
-        mean, points = torch.zeros_like(x, dtype=torch.float64), torch.zeros(len(x))
-        unfinished = torch.arange(len(x))
+        mean, points = torch.zeros_like(x, dtype=torch.float64), torch.zeros(len(x), device="cpu")
+        unfinished = torch.arange(len(x), device="cpu")
         while True:
             some = replace(probe, rows=probe.rows[unfinished], keys=tuple(probe.keys[i] for i in unfinished))
             here = unfinished.to(x.device)

@@ -143,12 +143,12 @@ def blurred_by(x: Images, sigma: float, border: Literal["reflect", "zero"]) -> I
 
 def _blur_matrix(length: int, sigma: float, border: str) -> Tensor:
     radius = int(4 * sigma + 0.5)
-    offsets = torch.arange(-radius, radius + 1)
+    offsets = torch.arange(-radius, radius + 1, device="cpu")
     weights = torch.exp(-0.5 * (offsets.double() / sigma).square())
     weights /= weights.sum()
-    places = torch.arange(length)[:, None] + offsets
+    places = torch.arange(length, device="cpu")[:, None] + offsets
     inside = (places >= 0) & (places < length)
     folded = places % (2 * length)
     folded = torch.where(folded < length, folded, 2 * length - 1 - folded)
     every = weights.expand(length, -1) * (inside if border == "zero" else torch.ones_like(inside))
-    return torch.zeros(length, length, dtype=torch.float64).scatter_add_(1, folded, every)
+    return torch.zeros(length, length, dtype=torch.float64, device="cpu").scatter_add_(1, folded, every)

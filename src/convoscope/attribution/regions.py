@@ -95,7 +95,7 @@ def _segmented(probe: Probe, x: Images, segment: Any) -> Labels:
             f"superpixels are found in pictures {tuple(pictures.shape[1:3])}, not in layers {tuple(x.shape[2:])}; "
             "use regions=Grid(cells), or a tensor of labels"
         )
-    return torch.stack([torch.as_tensor(segment(p), dtype=torch.int64) for p in pictures]).to(x.device)
+    return torch.stack([torch.as_tensor(segment(p), dtype=torch.int64, device="cpu") for p in pictures]).to(x.device)
 
 
 def labels_of(probe: Probe, x: Images, regions: Division) -> Labels:
@@ -147,12 +147,13 @@ class Game:
         Equal rows are evaluated once.
         """
         rows, back = np.unique(shown, axis=0, return_inverse=True)
-        found = self.scores(len(rows), lambda k: torch.as_tensor(rows[k.start : k.stop]).to(self.x)[:, self.labels])
+        given = torch.as_tensor(rows, device="cpu")
+        found = self.scores(len(rows), lambda k: given[k.start : k.stop].to(self.x)[:, self.labels])
         return found[back.reshape(-1)]
 
     def scores(self, total: int, masks: Callable[[range], Tensor]) -> Numbers:
         """The target under `total` masks; `masks` makes some of them `(n, H, W)`, 1 where the image is shown."""
-        parts = [torch.zeros(0, dtype=torch.float64)]
+        parts = [torch.zeros(0, dtype=torch.float64, device="cpu")]
         for block in self.probe.blocks(total):
             weights = masks(block).to(self.x)[:, None]
             pictures = torch.lerp(self.fill, self.x, weights)  # exact at 0 and 1: equal masks, equal pictures
@@ -171,7 +172,7 @@ class Game:
 
     def painted(self, values: Numbers) -> Maps:
         """A map `(1, 1, H, W)` with each region's value at all its positions."""
-        return torch.as_tensor(values).to(self.x)[self.labels][None, None]
+        return torch.as_tensor(values, device="cpu").to(self.x)[self.labels][None, None]
 
     def spread(self, values: Numbers) -> Maps:
         """A map `(1, 1, H, W)` with each region's value divided among its positions."""

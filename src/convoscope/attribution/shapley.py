@@ -77,7 +77,7 @@ class ShapleySampling(Method):
         rank = np.argsort(orders, 1)
         shown = (rank[:, None] < np.arange(game.count + 1)[:, None]).astype(float)  # (orders, how many appeared, regions)
         worth = game.worth(shown.reshape(-1, game.count)).reshape(shown.shape[:2])
-        game.probe.note("target of baseline", torch.tensor(worth[0, 0]))
+        game.probe.note("target of baseline", torch.tensor(worth[0, 0], device="cpu"))
         return np.take_along_axis(np.diff(worth, axis=1), rank, 1).mean(0)
 
     def _orders(self, game: Game) -> NDArray[np.int64]:
@@ -168,7 +168,7 @@ class PartitionSHAP(Method):
 
     def _map(self, game: Game) -> Maps:
         nothing, everything = game.ends()
-        game.probe.note("target of baseline", torch.tensor(nothing))
+        game.probe.note("target of baseline", torch.tensor(nothing, device="cpu"))
         height, width = game.labels.shape
         values, left = np.zeros((height, width)), self.samples
         waiting: list[tuple[float, int, _Part]] = []
@@ -186,7 +186,7 @@ class PartitionSHAP(Method):
             new = self._divided(game, chosen)
         for _, _, part in waiting:
             values[part.box.places] += part.value / part.box.area
-        return torch.as_tensor(values).to(game.x)[None, None]
+        return torch.as_tensor(values, device="cpu").to(game.x)[None, None]
 
     def _divided(self, game: Game, parts: list[_Part]) -> list[_Part]:
         shown = np.zeros((2 * len(parts), *game.labels.shape), dtype=bool)
@@ -194,7 +194,7 @@ class PartitionSHAP(Method):
             for half, box in enumerate(part.box.halves()):
                 for b in (*part.beside, box):
                     shown[2 * k + half][b.places] = True
-        scores = game.scores(len(shown), lambda block: torch.as_tensor(shown[block.start : block.stop]))
+        scores = game.scores(len(shown), lambda block: torch.as_tensor(shown[block.start : block.stop], device="cpu"))
         return [child for k, part in enumerate(parts) for child in part.split(*scores[2 * k : 2 * k + 2].tolist())]
 
     def evaluations(self, x: Images) -> int:

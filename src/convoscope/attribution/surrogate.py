@@ -69,7 +69,7 @@ class LIME(Method):
         coefficients, intercept = weighted_ridge(shown, y, weights, self.alpha)
         rest = weights @ (y - shown @ coefficients - intercept) ** 2
         whole = weights @ (y - weights @ y / weights.sum()) ** 2
-        game.probe.note("weighted R^2", torch.tensor(1 - rest / max(whole, np.finfo(float).tiny)))
+        game.probe.note("weighted R^2", torch.tensor(1 - rest / max(whole, np.finfo(float).tiny), device="cpu"))
         return game.painted(coefficients)
 
     def _means(self, probe: Probe, x: Images) -> Tensor:
@@ -133,7 +133,7 @@ class KernelSHAP(Method):
         else:
             shown, weights = self._coalitions(game)
         y = game.worth(np.concatenate([np.zeros((1, game.count)), np.ones((1, game.count)), shown]))
-        game.probe.note("target of baseline", torch.tensor(y[0]))
+        game.probe.note("target of baseline", torch.tensor(y[0], device="cpu"))
         return shapley_regression(shown, y[2:], weights, y[0], y[1])
 
     def _coalitions(self, game: Game) -> tuple[Numbers, Numbers]:

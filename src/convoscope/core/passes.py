@@ -195,7 +195,7 @@ class _Passes:
 def _shown(x: Tensor, fill: Tensor, windows: Sequence[Window]) -> Patch:
     """The row with each window in turn filled."""
     size = [max(1, *(w[axis].stop - w[axis].start for w in windows)) for axis in (0, 1)]
-    starts = [torch.tensor([w[axis].start for w in windows]).clamp(max=x.shape[2 + axis] - size[axis]) for axis in (0, 1)]
+    starts = [torch.tensor([min(w[a].start, x.shape[2 + a] - size[a]) for w in windows], device="cpu") for a in (0, 1)]
     values = Patch(x).framed((starts[0], starts[1]), (size[0], size[1]), (2, 3)).expand(len(windows), -1, -1, -1).clone()
     for k, (rows, columns) in enumerate(windows):
         top, left = rows.start - int(starts[0][k]), columns.start - int(starts[1][k])

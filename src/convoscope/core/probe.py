@@ -240,11 +240,11 @@ class Probe:
     # ---- random draws
     def normal(self, x: Tensor, draw: int = 0) -> Tensor:
         """Standard normal noise, shaped like `x`."""
-        return self._draw(x, draw, lambda shape, g: torch.randn(shape, generator=g, dtype=torch.float32))
+        return self._draw(x, draw, lambda shape, g: torch.randn(shape, generator=g, dtype=torch.float32, device="cpu"))
 
     def uniform(self, x: Tensor, draw: int = 0) -> Tensor:
         """Noise uniform in 0..1, shaped like `x`."""
-        return self._draw(x, draw, lambda shape, g: torch.rand(shape, generator=g, dtype=torch.float32))
+        return self._draw(x, draw, lambda shape, g: torch.rand(shape, generator=g, dtype=torch.float32, device="cpu"))
 
     def bernoulli(self, x: Tensor, p: float = 0.5, draw: int = 0) -> Tensor:
         """Ones with probability `p`, else zeros, shaped like `x`."""

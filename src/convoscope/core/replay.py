@@ -33,7 +33,7 @@ class Patch:
 
     clean: Tensor
     values: Tensor | None = None
-    starts: Starts = (torch.empty(0), torch.empty(0))
+    starts: Starts = (torch.empty(0, device="cpu"), torch.empty(0, device="cpu"))
     axes: tuple[int, int] = (2, 3)
 
     @property
@@ -66,7 +66,7 @@ class Patch:
         """All values."""
         if self.values is None:
             return self.clean.expand(rows, *self.clean.shape[1:])
-        return self.take(tuple(torch.arange(n).expand(rows, n) for n in self.grid))  # type: ignore[arg-type]
+        return self.take(tuple(torch.arange(n, device="cpu").expand(rows, n) for n in self.grid))  # type: ignore[arg-type]
 
     def framed(self, starts: Starts, size: tuple[int, int], axes: tuple[int, int]) -> Tensor:
         """The values in another rectangle of each row; of an unchanged map of one row and column, that one."""
@@ -92,7 +92,7 @@ def _index(where: Sequence[Tensor], size: Sequence[int], device: torch.device) -
 
 
 def _ranges(starts: Starts, size: Sequence[int]) -> Starts:
-    return tuple(s[:, None] + torch.arange(n) for s, n in zip(starts, size, strict=True))  # type: ignore[return-value]
+    return tuple(s[:, None] + torch.arange(n, device="cpu") for s, n in zip(starts, size, strict=True))  # type: ignore[return-value]
 
 
 @dataclass
@@ -244,7 +244,7 @@ class Sliding:
         for k, s, p, d, start, n in zip(self.kernel, self.stride, self.before, self.dilation, starts, size, strict=True):
             step = s if k == 1 else 1  # what a kernel of one never reads is left out
             length = n if k == 1 else (n - 1) * s + (k - 1) * d + 1
-            where.append((start * s - p)[:, None] + step * torch.arange(length))
+            where.append((start * s - p)[:, None] + step * torch.arange(length, device="cpu"))
             strides.append(1 if k == 1 else s)
         if self.kernel == self.stride == [1, 1] and self.before == [0, 0]:
             return patch.framed(starts, (size[0], size[1]), patch.axes), strides
@@ -302,12 +302,12 @@ def _padded(call: Local, changed: list[Patch]) -> list[Patch] | None:
         return [replace(patch, clean=call.clean[0], starts=(patch.starts[0] + pad[2], patch.starts[1] + pad[0]))]
     starts, where, size = [], [], []
     for n, both, start, side in zip(patch.grid, (pad[2:4], pad[:2]), patch.starts, patch.size, strict=True):
-        source = F.pad(torch.arange(n, dtype=torch.float64)[None, None], both, mode)[0, 0].long()
-        hit, place = (source >= start[:, None]) & (source < start[:, None] + side), torch.arange(len(source))
+        source = F.pad(torch.arange(n, dtype=torch.float64, device="cpu")[None, None], both, mode)[0, 0].long()
+        hit, place = (source >= start[:, None]) & (source < start[:, None] + side), torch.arange(len(source), device="cpu")
         low, high = torch.where(hit, place, len(source) - 1).amin(1), torch.where(hit, place, 0).amax(1)
         size.append(int((high - low).max()) + 1)
         starts.append(low.clamp(max=len(source) - size[-1]))
-        where.append(source[starts[-1][:, None] + torch.arange(size[-1])])
+        where.append(source[starts[-1][:, None] + torch.arange(size[-1], device="cpu")])
     if _nearly_all(size, call.clean[0].shape[-2:]):
         return None
     return [Patch(call.clean[0], patch.take((where[0], where[1])), (starts[0], starts[1]), patch.axes)]

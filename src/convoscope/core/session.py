@@ -40,8 +40,8 @@ class Answers:
         """A key for each row of `x`; with `rows`, the answer depends on the image as well."""
         shape = (tuple(x.shape[1:]), x.device)
         if shape not in self._directions:
-            drawn = torch.randn(x[0].numel(), 2, generator=torch.Generator().manual_seed(20161121), dtype=torch.float64)
-            self._directions[shape] = drawn.to(x.device)
+            settings: dict = {"generator": torch.Generator().manual_seed(20161121), "dtype": torch.float64, "device": "cpu"}
+            self._directions[shape] = torch.randn(x[0].numel(), 2, **settings).to(x.device)
         found = [(row.reshape(1, -1).double() @ self._directions[shape])[0] for row in x]
         numbers = torch.stack(found).tolist() if found else []
         images = [None] * len(x) if rows is None else rows.tolist()

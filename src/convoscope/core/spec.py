@@ -295,7 +295,8 @@ def _decode(value: Any) -> Any:
         return Spec.from_dict(value)
     if isinstance(value, Mapping) and "tensor" in value:
         raw, dtype = bytearray(base64.b64decode(value["tensor"])), getattr(torch, value["dtype"])
-        return (torch.frombuffer(raw, dtype=dtype) if raw else torch.zeros(0, dtype=dtype)).reshape(value["shape"]).clone()
+        found = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype, device="cpu")
+        return found.reshape(value["shape"]).clone()
     if isinstance(value, tuple | list):
         return tuple(_decode(v) for v in value)
     return value

@@ -153,7 +153,7 @@ class ChannelMoments(Statistic):
             expected = len(self.total) if self.begun else "C"
             raise UsageError(f"expected a batch of channels (B, {expected}, ...); got shape {tuple(batch.shape)}")
         rows = batch.detach().to("cpu", torch.float64).transpose(0, 1).flatten(1)
-        found = torch.tensor(rows.shape[1]), rows.sum(1), rows.square().sum(1)
+        found = torch.tensor(rows.shape[1], device="cpu"), rows.sum(1), rows.square().sum(1)
         before = (self.count, self.total, self.square) if self.begun else (0, 0, 0)
         self.count, self.total, self.square = (a + b for a, b in zip(found, before, strict=True))
 

@@ -50,7 +50,7 @@ class ZBox(PixelRule):
     def __call__(self, call: Call) -> Tensor:
         if self.low is None or self.high is None:
             raise SpecError("the z-B rule needs low and high outside of LRP methods, which know the colors of a network")
-        ends = (torch.as_tensor(v).to(call.x).expand_as(call.x[:1]) for v in (self.low, self.high))
+        ends = (torch.as_tensor(v, device="cpu").to(call.x).expand_as(call.x[:1]) for v in (self.low, self.high))
         return self.within(call, *ends)
 
     def _pull(self, call: Call, value: Tensor, gradient: Tensor, low: Tensor, high: Tensor) -> Tensor:

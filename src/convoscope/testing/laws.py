@@ -1,38 +1,31 @@
-"""The laws that every attribution method keeps on every network, and `check_method` for all of them.
+"""The laws that every attribution method keeps on every network.
 
-Those about faults of inputs, of networks, of threads and after exceptions are in files of their own.
+Those about faults of inputs, of networks, of threads, of processes and after exceptions are in files of their own.
 """
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from convoscope.core.errors import UnsupportedError
 from convoscope.core.spec import Spec, fields_of
-from convoscope.method import Method, explain
+from convoscope.method import explain
 from convoscope.targets import Logit
-from convoscope.testing.exceptions import EXCEPTIONS
 from convoscope.testing.laws_inputs import INPUTS
-from convoscope.testing.laws_interrupted import (
-    leaves_the_network_untouched_when_a_callback_raises,
-    leaves_the_network_untouched_when_interrupted,
-)
+from convoscope.testing.laws_interrupted import INTERRUPTED
 from convoscope.testing.laws_networks import NETWORKS
+from convoscope.testing.laws_process import PROCESS
 from convoscope.testing.laws_threads import works_in_eight_threads, works_in_two_threads
-from convoscope.testing.laws_trial import FINE, SEED, Trial, same, small
-from convoscope.testing.untouched import Watch
-from convoscope.testing.zoo import Hostile, unavailable, zoo
+from convoscope.testing.laws_trial import FINE, SEED, Law, Trial, same
+from convoscope.testing.untouched import unchanged
 
 
 # ---------------------------------------------------------------- the laws
 def keeps_shape_dtype_device(trial: Trial) -> None:
-    single = trial.hostile.network(torch.float32), trial.hostile.images(dtype=torch.float32)
-    for values, x in ((trial.reference, trial.x), (explain(*single, trial.method, Logit(1), seed=SEED).values, single[1])):
+    for values, x in ((trial.reference, trial.x), (trial.single[2], trial.single[1])):
         assert values.dim() == 4, f"values of shape {tuple(values.shape)}; expected (images, channels, rows, columns)"
         assert len(values) == len(x), f"{len(values)} maps for {len(x)} images"
         assert values.shape[1] in (1, x.shape[1]), f"{values.shape[1]} channels; the input has {x.shape[1]}"
@@ -102,12 +95,13 @@ def survives_json(trial: Trial) -> None:
 
 
 def works_in_every_mode(trial: Trial) -> None:
-    """Under no_grad, inference mode (with inputs made there), autocast, and with gradients switched off for weights."""
-    modes: dict[str, AbstractContextManager[Any]] = {
-        "no_grad": torch.no_grad(),
-        "inference_mode": torch.inference_mode(),
-        "autocast": torch.autocast("cpu", torch.bfloat16),
-    }
+    """Under no_grad, inference mode (with inputs made there), and autocast, which leaves double precision alone."""
+    network, single, expected = trial.single
+    with torch.autocast("cpu", torch.bfloat16), unchanged(network.module, single, "autocast"):
+        values = explain(network, single, trial.method, Logit(1), seed=SEED).values
+    assert values.dtype == expected.dtype, f"{values.dtype} inside autocast, {expected.dtype} outside"
+    same(values, expected, "autocast")
+    modes: dict[str, AbstractContextManager[Any]] = {"no_grad": torch.no_grad(), "inference_mode": torch.inference_mode()}
     for name, mode in modes.items():
         with mode, trial.unchanged(name):
             made = trial.x.clone()
@@ -115,24 +109,28 @@ def works_in_every_mode(trial: Trial) -> None:
             same(trial.values(x=made), trial.reference, name)
 
 
-def works_with_any_flags(trial: Trial) -> None:
-    """In train mode, with some modules in it, and with frozen parameters."""
-    modules, parameters = list(trial.network.module.modules()), list(trial.network.module.parameters())
-    before = [m.training for m in modules], [p.requires_grad for p in parameters]
+def works_in_train_mode(trial: Trial) -> None:
+    """All of the network, and every other module: the map of evaluation mode, and no statistics are updated."""
+    modules = list(trial.network.module.modules())
+    _flagged(trial, modules, "training", {"train mode": (True,), "part of it in train mode": (True, False)})
+
+
+def works_with_frozen_parameters(trial: Trial) -> None:
+    cases = {"frozen": (False,)} | ({"partly frozen": (True, False), "trainable": (True,)} if trial.thorough else {})
+    _flagged(trial, list(trial.network.module.parameters()), "requires_grad", cases)
+
+
+def _flagged(trial: Trial, things: list[Any], attribute: str, cases: dict[str, tuple[bool, ...]]) -> None:
+    before = [getattr(t, attribute) for t in things]
     try:
-        for name, training, grad in (("train mode", (True,), True), ("part of it in train mode", (True, False), True),
-                                     ("frozen", (False,), False)):  # fmt: skip
-            for i, m in enumerate(modules):
-                m.training = training[i % len(training)]
-            for p in parameters:
-                p.requires_grad_(grad)
+        for name, flags in cases.items():
+            for i, thing in enumerate(things):
+                setattr(thing, attribute, flags[i % len(flags)])
             with trial.unchanged(name):
                 same(trial.values(), trial.reference, name)
     finally:
-        for m, flag in zip(modules, before[0], strict=True):
-            m.training = flag
-        for p, flag in zip(parameters, before[1], strict=True):
-            p.requires_grad_(flag)
+        for thing, flag in zip(things, before, strict=True):
+            setattr(thing, attribute, flag)
 
 
 def counts_its_evaluations(trial: Trial) -> None:
@@ -167,74 +165,12 @@ def is_documented(trial: Trial) -> None:
         assert info.help, f"setting {info.name!r} has no help; write Annotated[type, 'help']"
 
 
-LAWS: dict[str, Callable[[Trial], None]] = {
+LAWS: dict[str, Law] = {
     f.__name__.replace("_", " "): f
     for f in (
-        keeps_shape_dtype_device, repeats_with_a_seed, takes_any_batch_size, leaves_the_network_untouched,
-        leaves_the_network_untouched_when_interrupted, leaves_the_network_untouched_when_a_callback_raises, is_complete,
-        is_exact_on_linear_networks, tells_targets_apart, survives_json, works_in_every_mode, works_with_any_flags,
-        works_in_two_threads, works_in_eight_threads, counts_its_evaluations, is_documented, *INPUTS, *NETWORKS,
+        keeps_shape_dtype_device, repeats_with_a_seed, takes_any_batch_size, leaves_the_network_untouched, *INTERRUPTED,
+        is_complete, is_exact_on_linear_networks, tells_targets_apart, survives_json, works_in_every_mode, works_in_train_mode,
+        works_with_frozen_parameters, works_in_two_threads, works_in_eight_threads, counts_its_evaluations, is_documented,
+        *INPUTS, *NETWORKS, *PROCESS,
     )
 }  # fmt: skip
-REFUSED = "refuses the network"
-Exceptions = Mapping[tuple[str, str, str], str]
-
-
-def check_method(method: Method | type[Method] | str, networks: Iterable[str] | None = None) -> None:
-    """Checks all laws for one method, on the named networks of the zoo or on all that can be built here.
-
-    A method may refuse a network with UnsupportedError. Prints how many networks it was checked on and which it refused;
-    raises AssertionError naming the laws it breaks, on which network and how: the first law of each network.
-    """
-    known, checked = zoo(), small(method)
-    broken: list[AssertionError] = []
-    refused: dict[str, str] = {}
-    names = [n for n in (known if networks is None else networks) if not unavailable(known[n])]
-    for name in names:
-        try:
-            if reason := check_on(checked, known[name]):
-                refused[name] = reason
-        except AssertionError as error:
-            broken.append(error)
-    if broken:
-        counted = f"\n({len(broken)} of {len(names)} networks)" if len(names) > 1 else ""
-        raise AssertionError("\n".join(map(str, broken)) + counted) from broken[0]
-    kept = len(names) - len(refused)
-    said = [f"{checked.name} keeps all laws on {kept} network{'s' * (kept != 1)}"]
-    print("; ".join(said + [f"refuses {n}: {r}" for n, r in refused.items()]))
-
-
-def check_on(method: Method, hostile: Hostile, exceptions: Exceptions = EXCEPTIONS) -> str:
-    """Checks all laws for one method, with its settings as they are, on one network; what it said if it refused that."""
-    trial = Trial(method, hostile)
-    where = f"{method.name} on {hostile.name!r}"
-    listed = {law: reason for (m, n, law), reason in exceptions.items() if m == method.name and n in (hostile.name, "*")}
-    if refusal := _refusal(trial, where):
-        return refusal
-    assert REFUSED not in listed, f"{where}: listed as refused ({listed[REFUSED]}), and runs; strike it from the exceptions"
-    for law, check in LAWS.items():
-        if hostile.name not in getattr(check, "networks", (hostile.name,)):
-            continue
-        try:
-            check(trial)
-        except Exception as error:
-            if law not in listed:
-                name = "" if isinstance(error, AssertionError) else f"{type(error).__name__}: "
-                raise AssertionError(f"{where} breaks the law {law!r}: {name}{error}") from error
-        else:
-            assert law not in listed, f"{where}: {law!r} holds, and is listed as an exception ({listed[law]}); strike it"
-    return ""
-
-
-def _refusal(trial: Trial, where: str) -> str:
-    refusal, watch = "", Watch(trial.network.module, trial.x)
-    try:
-        trial.reference  # noqa: B018
-    except UnsupportedError as error:
-        watch.check(f"{where}, after refusing")
-        refusal = str(error)
-        if len(refusal) < 20 or "\n" in refusal:
-            raise AssertionError(f"{where} {REFUSED} without saying in one line what it lacks: {refusal}") from error
-    except Exception as error:
-        raise AssertionError(f"{where}: {type(error).__name__}: {error}") from error
-    return refusal

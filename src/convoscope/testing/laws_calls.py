@@ -10,11 +10,11 @@ from convoscope.network import Network
 from convoscope.targets import Channel, Logit, Margin, Neuron
 
 
-def bad_calls(network: Network, x: Tensor, method: Method) -> dict[str, dict[str, Any]]:
-    """What is wrong, and the arguments of the call, for a network with at most 99 classes and no names of categories."""
+def bad_calls(network: Network, x: Tensor, method: Method, beyond: int = 99) -> dict[str, dict[str, Any]]:
+    """What is wrong, and the arguments of the call, for a network with at most `beyond` classes."""
     right = {"network": network, "x": x, "method": method, "target": Logit(1)}
-    layer = next(name for name, m in network.plain.named_modules() if isinstance(m, torch.nn.Conv2d))
-    wrong = {"x": _images(x), "target": _targets(len(x), layer), **_settings()}
+    layer = next((name for name, m in network.plain.named_modules() if isinstance(m, torch.nn.Conv2d)), "nowhere at all")
+    wrong = {"x": _images(x), "target": _targets(len(x), layer, beyond), **_settings()}
     return {f"{key}: {what}": {**right, key: value} for key, cases in wrong.items() for what, value in cases.items()}
 
 
@@ -31,14 +31,14 @@ def _images(x: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _targets(images: int, layer: str) -> dict[str, Any]:
+def _targets(images: int, layer: str, beyond: int) -> dict[str, Any]:
     return {
-        "no such class": 99, "a negative class": -1, "no such class among several": [*[0] * (images - 1), 99],
-        "true": True, "a fraction": 1.5, "a name where there are none": "tabby", "a list too long": [0] * (images + 1),
+        "no such class": beyond, "a negative class": -1, "no such class among several": [*[0] * (images - 1), beyond],
+        "true": True, "a fraction": 1.5, "a name of no category": "no-such-category", "a list too long": [0] * (images + 1),
         "a tensor too short": torch.zeros(images - 1, dtype=torch.long), "a table of classes": torch.zeros(images, 2),
         "fractions for each": torch.full((images,), 0.5), "true for each": [True] * images, "an empty list": [],
-        "an object": object(), "no such rival": Margin(1, 99), "no such layer": Channel("nowhere", 0),
-        "no such channel": Channel(layer, 999), "no such place": Neuron(layer, 0, 999, 999),
+        "an object": object(), "no such rival": Margin(1, beyond), "no such layer": Channel("nowhere", 0),
+        "no such channel": Channel(layer, 99_999), "no such place": Neuron(layer, 0, 999, 999),
     }  # fmt: skip
 
 

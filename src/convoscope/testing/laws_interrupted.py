@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from convoscope.testing.laws_trial import Trial, only_on
+from convoscope.testing.laws_trial import Trial, never_quickly, only_on, same
 from convoscope.testing.untouched import Watch
 
 MOMENTS = 8
@@ -59,18 +59,19 @@ def _entered(module: nn.Module) -> Iterator[list[int]]:
 
 
 def leaves_the_network_untouched_when_interrupted(trial: Trial) -> None:
-    """An exception at operators of the forward passes; on the network `skip`, at three times as many, of all there are.
+    """An exception at operators of the forward passes; on the network `skip`, and thoroughly, at more, of all there are.
 
     Of many operators, at some that are evenly spread, and lie elsewhere on every network of the zoo.
     """
     expected = trial.reference
-    everywhere = trial.hostile.name == "skip"
+    everywhere = trial.thorough or trial.hostile.name == "skip"
+    moments = 6 * MOMENTS if trial.thorough else 3 * MOMENTS if everywhere else MOMENTS
     with _entered(trial.network.plain) as inside:
         with (counting := _RaiseAt(0, everywhere, inside)):
             trial.values()
         assert counting.seen > 0, "no operator was called in the forward pass"
         watch = Watch(trial.network.module, trial.x)
-        for k in _spread(counting.seen, 3 * MOMENTS if everywhere else MOMENTS, trial.hostile.name):
+        for k in _spread(counting.seen, moments, trial.hostile.name):
             try:
                 with _RaiseAt(k, everywhere, inside) as mode:
                     trial.values()
@@ -89,6 +90,35 @@ def _spread(count: int, moments: int, name: str) -> list[int]:
     return [1 + int((i + shift) * count / moments) for i in range(moments)]
 
 
+@never_quickly
+def leaves_the_network_untouched_when_a_layer_raises(trial: Trial) -> None:
+    """An exception in a hook of the user's at calls of the layers, each in its turn; these hooks stay as they are."""
+    expected, calls, fatal = trial.reference, 0, 0
+
+    def hook(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == fatal:
+            raise (Failed if fatal % 2 else Interrupted)(f"call {fatal}")
+
+    handles = [m.register_forward_hook(hook) for m in trial.network.plain.modules()]
+    try:
+        same(trial.values(), expected, "with hooks of the user's")
+        count, watch = calls, Watch(trial.network.module, trial.x)
+        for fatal in _spread(count, 4 * MOMENTS, trial.hostile.name):
+            calls = 0
+            try:
+                trial.values()
+            except (Failed, Interrupted):
+                watch.check(f"after call {fatal} of {count} of a layer raised")
+                continue
+            assert calls < fatal, f"what call {fatal} of {count} of a layer raised was swallowed"
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert torch.equal(trial.values(), expected), "other values after exceptions"
+
+
 @only_on("skip")
 def leaves_the_network_untouched_when_a_callback_raises(trial: Trial) -> None:
     expected = trial.reference
@@ -104,3 +134,9 @@ def leaves_the_network_untouched_when_a_callback_raises(trial: Trial) -> None:
         else:
             raise AssertionError("the callback of the progress was not called, or what it raised was swallowed")
     assert torch.equal(trial.values(), expected), "other values after exceptions"
+
+
+INTERRUPTED = (
+    leaves_the_network_untouched_when_interrupted, leaves_the_network_untouched_when_a_layer_raises,
+    leaves_the_network_untouched_when_a_callback_raises,
+)  # fmt: skip

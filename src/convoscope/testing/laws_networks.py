@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from convoscope.core.errors import ConvoscopeError
 from convoscope.method import explain
-from convoscope.network import Network
 from convoscope.targets import Logit
 from convoscope.testing.laws_trial import SEED, Trial, only_on, same
-from convoscope.testing.zoo import zoo
+from convoscope.testing.zoo import Hostile
 
 CALLS = 4
 
@@ -24,7 +23,7 @@ CALLS = 4
 def gives_what_its_plain_twin_gives(trial: Trial) -> None:
     """A network rewritten without its habit, with the same weights, gets the same map."""
     if trial.hostile.twin is not None:
-        network = Network(trial.hostile.plain_module(), trial.x.shape[-1], channels=trial.hostile.channels)
+        network = trial.hostile.around(trial.hostile.plain_module())
         x = trial.x.contiguous()
         plain = explain(network, x, trial.method, Logit(1), seed=SEED).values
         same(trial.reference, plain, "the same network, written plainly")
@@ -32,14 +31,17 @@ def gives_what_its_plain_twin_gives(trial: Trial) -> None:
 
 # ---------------------------------------------------------------- other forms of a network
 def _parametrized(module: nn.Module, x: Tensor) -> nn.Module:
-    nn.utils.parametrizations.weight_norm(module[0])  # type: ignore[index]
-    return module
+    return nn.utils.parametrizations.weight_norm(_weighted(module)) and module
 
 
 def _pruned(module: nn.Module, x: Tensor) -> nn.Module:
     from torch.nn.utils import prune
 
-    return prune.identity(module[0], "weight") and module  # type: ignore[index]
+    return prune.identity(_weighted(module), "weight") and module
+
+
+def _weighted(module: nn.Module) -> nn.Module:
+    return next(m for m in module.modules() if isinstance(m, nn.Conv2d | nn.Linear))
 
 
 def _exported(module: nn.Module, x: Tensor) -> nn.Module:
@@ -59,10 +61,9 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 }
 
 
-@functools.cache
-def formed(form: str, name: str) -> nn.Module | str:
-    """A network of the zoo in another form, or why it cannot be made here."""
-    hostile = zoo()[name]
+@functools.lru_cache(2 * len(FORMS))
+def formed(form: str, hostile: Hostile) -> nn.Module | str:
+    """A network in another form, or why it cannot be made here."""
     module, x = hostile.module().eval(), hostile.images()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -76,15 +77,17 @@ def formed(form: str, name: str) -> nn.Module | str:
 def takes_other_forms_or_refuses(trial: Trial) -> None:
     """TorchScript, exported, parallel, pruned, quantized: the map of the network itself, or an error that says why not."""
     for form in FORMS:
-        module = formed(form, trial.hostile.name)
+        module = formed(form, trial.hostile)
         if isinstance(module, str):
+            trial.cases["not made"] += 1
             continue
-        network, expected, close = Network(module, trial.x.shape[-1]), trial.reference, 1e-6
+        network, expected, close = trial.hostile.around(module), trial.reference, 1e-6
         try:
             with trial.unchanged(form), warnings.catch_warnings(action="ignore"):  # PyTorch's, of gradients it lacks
                 values = explain(network, trial.x, trial.method, Logit(1), seed=SEED).values.double()
         except ConvoscopeError as error:
             assert len(str(error)) >= 20, f"{form}: refused without a reason: {error}"
+            trial.cases["refused"] += 1
             continue
         except Exception as error:
             raise AssertionError(f"{form}: {type(error).__name__}: {error}") from error
@@ -93,6 +96,7 @@ def takes_other_forms_or_refuses(trial: Trial) -> None:
         assert values.shape == expected.shape, f"{form}: shape {tuple(values.shape)}, not {tuple(expected.shape)}"
         error, scale = (values - expected).abs().max().item(), expected.abs().max().item()
         assert error <= close * scale, f"{form}: differs by {error / scale:.2g} of the largest value, without a word"
+        trial.cases["right"] += 1
 
 
 # ---------------------------------------------------------------- memory
@@ -130,7 +134,7 @@ def leaves_nothing_in_memory(trial: Trial) -> None:
         known = weakref.ref(network.module)
         explain(network, trial.x, trial.method, Logit(1), seed=SEED)
         with contextlib.suppress(ConvoscopeError):
-            explain(network, trial.x, trial.method, Logit(99), seed=SEED)
+            explain(network, trial.x, trial.method, Logit(trial.hostile.classes), seed=SEED)
         del network
         if known() is not None:
             gc.collect()

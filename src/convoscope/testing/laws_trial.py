@@ -1,11 +1,13 @@
 """A method on a network, with what the laws ask of it again and again."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from convoscope.core.spec import Spec, fields_of
@@ -32,12 +34,20 @@ SEED = 3
 Law = Callable[["Trial"], None]
 
 
-class Trial:
-    """A method on a network, and what it gives there in the plainest use."""
+class NotTried(Exception):
+    """A law that cannot be tried here: why, and what to do about it."""
 
-    def __init__(self, method: Method, hostile: Hostile) -> None:
-        self.method, self.hostile = method, hostile
+
+class Trial:
+    """A method on a network, and what it gives there in the plainest use.
+
+    `thorough`: laws try all they know, not a sample. `cases` counts those of the law at hand: `right`, `refused` with a reason.
+    """
+
+    def __init__(self, method: Method, hostile: Hostile, thorough: bool = False) -> None:
+        self.method, self.hostile, self.thorough = method, hostile, thorough
         self.network, self.x = hostile.network(), hostile.images()
+        self.cases: Counter[str] = Counter()
 
     def explain(
         self, x: Tensor | None = None, method: Method | None = None, target: Target | None = None, **settings: Any
@@ -51,6 +61,12 @@ class Trial:
     @cached_property
     def reference(self) -> Tensor:
         return self.values().clone()
+
+    @cached_property
+    def single(self) -> tuple[Any, Tensor, Tensor]:
+        """The same network in single precision, its images, and what the method gives there."""
+        network, x = self.hostile.network(torch.float32), self.hostile.images(dtype=torch.float32)
+        return network, x, explain(network, x, self.method, Logit(1), seed=SEED).values.clone()
 
     def unchanged(self, when: str) -> AbstractContextManager[None]:
         """Raises AssertionError if the network, the input or the process is not as before."""
@@ -86,8 +102,13 @@ def small(method: Method | type[Method] | str) -> Method:
     return with_settings(method, SMALL, below=True)
 
 
+def never_quickly(law: Law) -> Law:
+    """A law that costs much, and is checked thoroughly alone."""
+    return only_on()(law)
+
+
 def only_on(*networks: str) -> Callable[[Law], Law]:
-    """A law that is checked on these networks alone: it asks for nothing that differs much from network to network."""
+    """A law that is checked on these networks alone, unless thoroughly: it asks for little that differs between networks."""
 
     def mark(law: Law) -> Law:
         law.networks = networks  # type: ignore[attr-defined]

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+OBJECTS = "the objects that are parameters and buffers"
 TENSORS = ("values of parameters and buffers", ".grad")
 
 
@@ -25,7 +26,7 @@ def state(module: nn.Module) -> dict[str, Any]:
         "training flags": {n: m.training for n, m in modules.items()},
         "hooks": {n: _hooks(m) for n, m in modules.items()},
         "attributes": {n: sorted(vars(m)) for n, m in modules.items()},
-        "the objects that are parameters and buffers": {n: id(t) for n, t in tensors.items()},
+        OBJECTS: {n: id(t) for n, t in tensors.items()},
         "values of parameters and buffers": {n: t.detach().clone() for n, t in tensors.items()},
         "requires_grad": {n: t.requires_grad for n, t in tensors.items()},
         ".grad": {n: None if t.grad is None else t.grad.clone() for n, t in tensors.items()},
@@ -38,6 +39,8 @@ def state(module: nn.Module) -> dict[str, Any]:
         "autocast": torch.is_autocast_enabled("cpu"),
         "function modes": torch._C._len_torch_function_stack(),
         "deterministic mode": torch.are_deterministic_algorithms_enabled(),
+        "defaults of tensors": (torch.get_default_dtype(), str(torch.get_default_device())),
+        "number of threads": torch.get_num_threads(),
     }
 
 

@@ -4,6 +4,8 @@ All have random non-zero biases and batch-norm statistics, since zeros hide erro
 the same dtype, and draws nothing from the global random generators.
 """
 
+import copy
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convoscope.core.errors import UsageError
+from convoscope.core.run import undisturbed
 from convoscope.network import Network
 
 SIDE, CLASSES = 8, 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Hostile:
-    """One network of the zoo. `habit` says what is hostile about it."""
+    """One network of the zoo, or `own`, with its weights. `habit` says what is hostile about it."""
 
     name: str
     habit: str
@@ -33,6 +37,9 @@ class Hostile:
     linear: bool = False
     wrap: Callable[[nn.Module], nn.Module] | None = None
     twin: Callable[[], nn.Module] | None = None  # the same parameters in the same order, without the habit
+    side: int | tuple[int, int] = SIDE
+    own: bool = False
+    source: str = ""  # of one of your own, where other processes can import what builds it: "module:function"
 
     def plain_module(self) -> nn.Module:
         """The network without its habit, with the same weights, in float64 and in evaluation mode."""
@@ -43,19 +50,25 @@ class Hostile:
     def module(self, dtype: torch.dtype = torch.float64) -> nn.Module:
         """A fresh module, always with the same weights."""
         with torch.random.fork_rng(devices=[]):
-            module = randomized(self.build().to(dtype)).train(self.training)
+            module = self.build().to(dtype)
+            module = module if self.own else randomized(module).train(self.training)
         if self.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return module if self.wrap is None else self.wrap(module)
 
     def network(self, dtype: torch.dtype = torch.float64) -> Network:
         """A fresh network around a fresh module."""
-        return Network(self.module(dtype), SIDE, channels=self.channels, name=self.name, **self.settings)
+        return self.around(self.module(dtype))
+
+    def around(self, module: nn.Module) -> Network:
+        """A network around a module that takes the same images."""
+        return Network(module, self.side, channels=self.channels, name=self.name, **self.settings)
 
     def images(self, count: int = 3, dtype: torch.dtype = torch.float64, seed: int = 1) -> Tensor:
-        """Inputs `(count, channels, 8, 8)` on both sides of zero."""
+        """Inputs `(count, channels, height, width)` on both sides of zero; 8 x 8 in the zoo."""
         generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(count, self.channels, SIDE, SIDE, generator=generator, dtype=torch.float64).to(dtype)
+        shape = (count, self.channels, *((self.side,) * 2 if isinstance(self.side, int) else self.side))
+        x = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
         return x.to(memory_format=torch.channels_last) if self.channels_last else x
 
 
@@ -360,6 +373,28 @@ _ALL = (
 def zoo() -> dict[str, Hostile]:
     """All hostile networks by name."""
     return {h.name: h for h in _ALL}
+
+
+def own(network: Network | nn.Module | Callable[[], Network | nn.Module]) -> Hostile:
+    """A network of your own, or a function that builds one, as those of the zoo: a copy for each law, in its precision.
+
+    Raises UsageError where the network takes no images of its size, or gives fewer than two classes.
+    """
+    source, made = "", network
+    if not isinstance(network, Network | nn.Module):
+        source, made = f"{network.__module__}:{network.__qualname__}", network()
+    known = made if isinstance(made, Network) else Network(made)  # type: ignore[arg-type]
+    settings = {"mean": known.mean, "std": known.std, "output": known.output}
+    found = Hostile(
+        known.name, "a network of your own", lambda: copy.deepcopy(known.module), channels=known.channels, settings=settings,
+        side=known.size or 32, own=True, source="" if "<" in source or "__main__" in source else source,
+    )  # fmt: skip
+    name = known.name
+    with torch.no_grad(), undisturbed(known.plain):
+        output = known.head(known.plain(found.images(1, known.dtype).to(known.device)))
+    if output.dim() != 2 or output.shape[1] < 2:
+        raise UsageError(f"the laws need a network with at least two classes; {name} gives an output of {tuple(output.shape)}")
+    return dataclasses.replace(found, classes=output.shape[1])
 
 
 def unavailable(hostile: Hostile) -> str:
