@@ -286,12 +286,6 @@ def test_two_scans_of_one_folder_at_once_write_one_book(net: cs.Network, book: B
     assert hashes(tmp_path / "book") == hashes(book.folder)
 
 
-def test_a_cluster_writes_the_same_book(net: cs.Network, book: Book, tmp_path: Path) -> None:
-    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    scan(net, "scenes:24", LAYERS, tmp_path / "book", engine="ray", workers=2, **SETTINGS)
-    assert hashes(tmp_path / "book") == hashes(book.folder)
-
-
 # ---- commands
 
 
