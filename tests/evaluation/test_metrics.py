@@ -137,9 +137,9 @@ def test_evaluate_ranks_the_exact_map_first_and_random_last() -> None:
     for metric in ("deletion", "insertion"):
         assert found.ranking(metric)[0] == "input-x-gradient"
         assert found.ranking(metric)[-1] == "negative"
-        better, p = found.compare(metric, "input-x-gradient", "random")
-        assert better > 0
-        assert p == 0.25  # the least that three images can give
+        apart = found.compare(metric, "input-x-gradient", "random")
+        assert apart.difference > 0
+        assert apart.p == 0.25  # the least that three images can give
     rows = {(r["metric"], r["method"]): r for r in found.rows()}
     assert rows["deletion", "input-x-gradient"]["skill"] > 0 > rows["deletion", "negative"]["skill"]
     whole = found.joined(found)

@@ -10,7 +10,7 @@ import torch
 from convoscope.core.errors import UsageError
 from convoscope.evaluation import Deletion, Insertion, RankAccuracy
 from convoscope.evaluation.result import Evaluation
-from convoscope.evaluation.statistics import interval, paired
+from convoscope.evaluation.statistics import interval, told_apart
 
 NAN = math.nan
 
@@ -47,8 +47,11 @@ def test_rows_are_means_intervals_and_skill() -> None:
     assert rows["deletion", "worse"]["skill"] == pytest.approx(-0.3)
     assert rows["deletion", "random"]["skill"] == 0
     assert math.isnan(rows["deletion", "random"]["p"])
-    raw = [paired(found.scores[0, i], found.scores[0, 2], 3) for i in (0, 1)]
-    assert rows["deletion", "good"]["p"] == pytest.approx(min(1.0, 2 * min(raw)))  # Holm: the smallest times two
+    together = told_apart(found.scores[0, :2] - found.scores[0, 2], 3)[1]
+    assert [rows["deletion", name]["p"] for name in ("good", "worse")] == together.tolist()
+    assert [rows["deletion", name]["group"] for name in found.names] == ["a", "b", ""]
+    assert [rows["deletion", name]["better_than"] for name in found.names[:2]] == [1, 0]
+    assert math.isnan(rows["deletion", "random"]["better_than"])
 
 
 def test_without_random_maps_there_is_no_skill() -> None:
@@ -64,13 +67,13 @@ def test_rankings_and_comparisons_know_the_direction() -> None:
     scores[0, 0] = NAN
     assert evaluation(scores=scores).ranking("deletion") == ["random", "worse", "good"]
     for metric, sign in (("deletion", 1), ("insertion", 1)):
-        better, p = found.compare(metric, "good", "random")
-        assert better == pytest.approx(sign * 0.5)
-        assert p == 2 / 2**12
-        assert found.compare(metric, "random", "good")[0] == pytest.approx(-0.5)
-    with pytest.raises(UsageError, match="no metric 'morf' here; there are deletion, insertion"):
+        apart = found.compare(metric, "good", "random")
+        assert apart.difference == apart.low == apart.high == pytest.approx(sign * 0.5)
+        assert (apart.p, apart.p_all, apart.superiority, apart.images) == (2 / 2**12, 2 / 2**12, 1.0, 12)
+        assert found.compare(metric, "random", "good").difference == pytest.approx(-0.5)
+    with pytest.raises(UsageError, match=r"no metric 'morf' here.*; there are deletion, insertion"):
         found.ranking("morf")
-    with pytest.raises(UsageError, match="no method 'lrp' here; there are good, worse, random"):
+    with pytest.raises(UsageError, match=r"no method 'lrp' here.*; there are good, worse, random"):
         found.compare("deletion", "lrp", "good")
 
 

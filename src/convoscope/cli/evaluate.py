@@ -171,12 +171,12 @@ def _tell(found: Any, files: list[Path]) -> None:
     from convoscope.show.figure import number
 
     rows = {(r["metric"], r["method"]): r for r in found.rows()}
-    for metric in found.metrics:
-        unit = rows[metric.name, found.names[0]]["unit"]
+    for metric, label in zip(found.metrics, found.labels, strict=True):
+        unit = rows[label, found.names[0]]["unit"]
         cells = [
             (name, number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}", number(r["skill"]), number(r["p"]))
-            for name in found.ranking(metric.name)
-            if (r := rows[metric.name, name])
+            for name in found.ranking(label)
+            if (r := rows[label, name])
         ]
         cells = [tuple("" if c in ("nan", "nan to nan") else c for c in row) for row in cells]
         console().print(f"{metric.title} ({unit}, {BETTER[metric.direction]} is better)", style="bold")

@@ -18,11 +18,11 @@ def scores_of(found: Evaluation) -> show.Scores:
     """Means, intervals and what random maps reach."""
     rows = {(r["metric"], r["method"]): r for r in found.rows()}
     panels = []
-    for metric in found.metrics:
-        mine = [rows[metric.name, name] for name in found.names]
+    for metric, label in zip(found.metrics, found.labels, strict=True):
+        mine = [rows[label, name] for name in found.names]
         unit = mine[0]["unit"]
         points = [show.Point(r["mean"], r["low"], r["high"], _sure(r, found)) for r in mine]
-        null = rows[metric.name, "random"]["mean"] if "random" in found.nulls else math.nan
+        null = rows[label, "random"]["mean"] if "random" in found.nulls else math.nan
         panels.append(show.Panel(metric.title, f"{BETTER[metric.direction]}; {unit}", points, null))
     images = found.scores.shape[-1]
     about = [f"{found.network}, {images} image{'s' if images != 1 else ''}; means with 95 % bootstrap intervals over images"]

@@ -19,8 +19,10 @@ from convoscope.evaluation.kept import Kept
 from convoscope.evaluation.nulls import NULLS
 from convoscope.evaluation.parts import Run, groups
 from convoscope.evaluation.result import Evaluation
+from convoscope.evaluation.tables import called
 from convoscope.method import Method, method_of
 from convoscope.network import Network
+from convoscope.targets import Logit, Probability, Target
 
 DEFAULT = ("deletion", "insertion", "faithfulness-correlation", "infidelity")
 
@@ -51,7 +53,7 @@ def evaluate(
     asked = tuple(metric_of(m) for m in metrics)
     made = [method_of(m) for m in methods]
     maps = dict(maps or {})
-    names = (*_distinct([m.name for m in made]), *maps, *nulls)
+    names = (*called(made), *maps, *nulls)
     _check(asked, names, nulls, truth, memory, permutations)
     began = time.perf_counter()
     with undisturbed(network.plain):
@@ -71,12 +73,25 @@ def evaluate(
     return Evaluation(
         asked, names, tuple(nulls), torch.cat(scores, -1), tuple(run.units[m] for m in asked), run.left_out,
         network=network.name, network_hash=network.hash, seed=seed, passes=run.passes, explained=run.explained,
-        seconds=time.perf_counter() - began, shuffled=run.beside(),
+        seconds=time.perf_counter() - began, shuffled=run.beside(), data=given.name if isinstance(given, Dataset) else "",
+        target=wanted(network.target(target), network.categories), made=made,
     )  # fmt: skip
 
 
 def _read(network: Network, images: Any) -> Tensor:
     return images if isinstance(images, Tensor) else network.read(images)
+
+
+def wanted(target: Target, categories: Sequence[str] = ()) -> str:
+    """What is explained, in words."""
+    if any(isinstance(getattr(target, n), tuple) for n in target.each):
+        return "a class of its own for each image"
+    if not isinstance(target, Logit | Probability):
+        return repr(target)
+    if target.open:
+        return "the top class of each image"
+    number = int(target.index)  # type: ignore[arg-type]
+    return f"class {number}" + (f", {categories[number]}" if number < len(categories) else "")
 
 
 def metric_of(which: Metric | str) -> Metric:
@@ -110,12 +125,3 @@ def _check(
     for m in asked:
         if "truth" in m.needs and truth is None:
             raise UsageError(f"{m.name} compares maps with the truth; give truth=, a mask (images, height, width)")
-
-
-def _distinct(names: Sequence[str]) -> list[str]:
-    seen: dict[str, int] = {}
-    out = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name} {seen[name]}")
-    return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from convoscope.evaluation.base import Case, Metric, rows_of
 from convoscope.evaluation.budget import Budget, device_of
 from convoscope.evaluation.kept import Kept, Part
 from convoscope.evaluation.nulls import NULLS, permutations
+from convoscope.evaluation.tables import called
 from convoscope.method import Method, explain
 from convoscope.network import Network
 from convoscope.targets import Target
@@ -66,6 +68,11 @@ class Run:
     common: dict[Any, Any] = field(default_factory=dict)
     shuffled: list[Tensor] = field(default_factory=list)
 
+    @cached_property
+    def labels(self) -> list[str]:
+        """What the metrics are called in the results."""
+        return called(self.metrics)
+
     def part(self, x: Tensor, first: int) -> Float[Tensor, "metrics methods images"]:
         """The scores of some images."""
         files = self._files(x, first)
@@ -83,7 +90,7 @@ class Run:
                 self._count(part.passes + part.explained)
             self.passes += part.passes
             self.units[metric] = part.unit
-            self.left_out |= {(metric.name, name): reason for name, reason in part.left_out.items()}
+            self.left_out |= {(self.labels[k], name): reason for name, reason in part.left_out.items()}
         if self.permutations:
             self.shuffled.append(torch.stack([p.shuffled for p in found if p is not None and p.shuffled is not None]))
         return torch.stack([part.scores for part in found if part is not None])
@@ -140,7 +147,7 @@ class Run:
         explained = self.explained
         for name, method in zip(self.names, self.methods, strict=False):
             try:
-                made[name] = self._explained(method, x, target)
+                made[name] = self._explained(method, x, target, places)
             except UnsupportedError as error:
                 refused[name] = str(error)
         for name, given in self.maps.items():
@@ -181,9 +188,9 @@ class Run:
         assert self.budget is not None
         return explain(self.network, x, "gradient", target, batch_size=self.budget.rows).target
 
-    def _explained(self, method: Method, x: Tensor, target: Target) -> Tensor:
+    def _explained(self, method: Method, x: Tensor, target: Target, places: tuple[int, ...]) -> Tensor:
         assert self.budget is not None
-        found = explain(self.network, x, method, target, seed=self.seed, batch_size=self.budget.rows)
+        found = explain(self.network, x, method, target, seed=self.seed, batch_size=self.budget.rows, places=places)
         passes = int(found.diagnostics["evaluations"])
         self.explained += passes
         self._count(passes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from convoscope.core.errors import UsageError
+from convoscope.core.errors import UsageError, did_you_mean
 from convoscope.evaluation import tables
 from convoscope.evaluation.base import Metric
-from convoscope.evaluation.statistics import adjusted, interval, mean_of, paired
+from convoscope.evaluation.comparisons import Comparison, Pairs, letters
+from convoscope.evaluation.statistics import interval, mean_of, told_apart
+from convoscope.method import Method
 
 
 @dataclass
@@ -20,7 +23,8 @@ class Evaluation:
     """Scores `(metrics, methods, images)`; NaN where a metric is not defined. `left_out` says why a method has none.
 
     `passes` are the forward passes of one image that the metrics took, `explained` those of the methods' own maps. `shuffled`
-    are the scores of the same maps with their values at other places, if they were asked for.
+    are the scores of the same maps with their values at other places, if they were asked for. `data` and `target` say in words
+    what was explained, `made` are the methods that made the first of the maps, with their settings.
     """
 
     metrics: Sequence[Metric]
@@ -36,19 +40,30 @@ class Evaluation:
     seconds: float = 0.0
     explained: int = 0
     shuffled: Float[Tensor, "metrics permutations methods images"] | None = None
+    data: str = ""
+    target: str = ""
+    made: Sequence[Method] = ()
 
     def __repr__(self) -> str:
         m, n, i = self.scores.shape
         return f"Evaluation({n} methods by {m} metrics on {i} images of {self.network})"
 
+    @cached_property
+    def labels(self) -> list[str]:
+        """What the metrics are called: their names, with settings where two have the same."""
+        return tables.called(self.metrics)
+
     def rows(self) -> list[dict[str, Any]]:
         """One row for each metric and method: mean, 95 % interval, and how it stands to maps that know nothing.
 
         `skill` is the mean of how much better than the random map the method is, image by image, in the metric's own unit,
-        positive is better; `p` says how likely so large a mean is by chance, Holm's correction made over the methods.
+        positive is better; `p` says how likely one as large is by chance, for all methods together (`told_apart`).
         `skill_edges` and `p_edges` say the same beside the edge detector. With permutations, `skill_shuffled` is how much
         better the mean is than that of the method's own values at other places, `z` that in their standard deviations, and
         `p_shuffled` how often they are at least as good; NaN for metrics that do not look at places.
+
+        `group` and `better_than` compare the methods with one another: those that share a letter are not told apart, and
+        `better_than` counts those that a method is shown to be better than. Maps that know nothing do not take part.
         """
         found = []
         for k, metric in enumerate(self.metrics):
@@ -56,11 +71,14 @@ class Evaluation:
             means = mean_of(self.scores[k])
             skills, p = self._skill(k, metric, "random")
             beside, p_beside = self._skill(k, metric, "edges")
+            pairs = self._pairs[k]
+            group, better = letters(pairs.groups), dict(zip(pairs.names, pairs.better.sum(1).tolist(), strict=True))
             for n, name in enumerate(self.names):
                 found.append({
-                    "metric": metric.name, "method": name, "mean": float(means[n]), "low": float(low[n]),
+                    "metric": self.labels[k], "method": name, "mean": float(means[n]), "low": float(low[n]),
                     "high": float(high[n]), "images": int((~self.scores[k, n].isnan()).sum()), "skill": skills[n], "p": p[n],
                     "skill_edges": beside[n], "p_edges": p_beside[n], **self._permuted(k, n, metric),
+                    "group": group.get(name, ""), "better_than": better.get(name, float("nan")),
                     "unit": self.units[k], "direction": metric.direction,
                 })  # fmt: skip
         return found
@@ -69,11 +87,22 @@ class Evaluation:
         """The rows as a pandas DataFrame. Raises UsageError without pandas."""
         return tables.frame(self.rows())
 
-    def compare(self, metric: str, a: str, b: str) -> tuple[float, float]:
-        """The mean difference of two methods by a metric, better is positive, and its p-value."""
-        k, first, second = self._number(metric), self._method(a), self._method(b)
-        difference = (self.scores[k, first] - self.scores[k, second]) * (self.metrics[k].direction or 1)
-        return float(difference.nanmean()), paired(self.scores[k, first], self.scores[k, second], self.seed)
+    def compare(self, metric: str, a: str, b: str) -> Comparison:
+        """Two methods by a metric, on the same images: the mean difference, better is positive, its interval and p-value.
+
+        It is one question asked alone, so that `p_all` is `p`; `comparisons` asks about all pairs.
+        """
+        k = self._number(metric)
+        return self._compared(k, (self._method(a), self._method(b))).rows[0]
+
+    def comparisons(self, metric: str | None = None) -> list[Comparison]:
+        """Every pair of methods on the same images, by a metric or all of them; `pandas.DataFrame(...)` makes a table of it."""
+        chosen = range(len(self.metrics)) if metric is None else [self._number(metric)]
+        return [row for k in chosen for row in self._pairs[k].rows]
+
+    def groups(self, metric: str) -> list[list[str]]:
+        """Methods that a metric does not tell apart, the best first; who stands between two groups is in both."""
+        return self._pairs[self._number(metric)].groups
 
     def ranking(self, metric: str) -> list[str]:
         """The methods from best to worst by the mean of a metric; those without a score last."""
@@ -103,6 +132,12 @@ class Evaluation:
             "seed": self.seed,
             "metrics": [m.to_dict() for m in self.metrics],
             "methods": list(self.names),
+            "settings": [m.to_dict() for m in self.made],
+            "data": self.data,
+            "target": self.target,
+            "images": self.scores.shape[-1],
+            "groups": {label: pairs.groups for label, pairs in zip(self.labels, self._pairs, strict=True)},
+            "comparisons": tables.plain([row.to_dict() for row in self.comparisons()]),
             "rows": tables.plain(self.rows()),
             "scores": tables.plain(self.scores.tolist()),
             "left_out": [{"metric": m, "method": n, "reason": r} for (m, n), r in self.left_out.items()],
@@ -128,6 +163,15 @@ class Evaluation:
 
         return drawing.fragment(self)
 
+    @cached_property
+    def _pairs(self) -> list[Pairs]:
+        own = [i for i, name in enumerate(self.names) if name not in self.nulls]
+        return [self._compared(k, own) for k in range(len(self.metrics))]
+
+    def _compared(self, k: int, rows: Sequence[int]) -> Pairs:
+        turned = self.scores[k, list(rows)] * (self.metrics[k].direction or 1)
+        return Pairs(self.labels[k], [self.names[i] for i in rows], turned, self.seed)
+
     def _permuted(self, k: int, n: int, metric: Metric) -> dict[str, float]:
         """The mean over images beside the means of the shuffled maps (Phipson and Smyth 2010)."""
         if self.shuffled is None:
@@ -147,22 +191,20 @@ class Evaluation:
         nothing = [float("nan")] * len(self.names)
         if name not in self.nulls or not metric.direction:
             return nothing, nothing
-        null = self.scores[k, list(self.names).index(name)]
-        skills = [float(((row - null) * metric.direction).nanmean()) for row in self.scores[k]]
+        gap = (self.scores[k] - self.scores[k, list(self.names).index(name)]) * metric.direction
         own = [i for i, other in enumerate(self.names) if other != name]
-        raw = torch.tensor([paired(self.scores[k, i], null, self.seed) for i in own], dtype=torch.float64)
-        p = dict(zip(own, adjusted(raw).tolist(), strict=True))
-        return skills, [p.get(i, float("nan")) for i in range(len(self.names))]
+        p = dict(zip(own, told_apart(gap[own], self.seed)[1].tolist(), strict=True))
+        return gap.nanmean(1).tolist(), [p.get(i, float("nan")) for i in range(len(self.names))]
 
     def _number(self, metric: str) -> int:
-        names = [m.name for m in self.metrics]
-        if metric not in names:
-            raise UsageError(f"no metric {metric!r} here; there are {', '.join(names)}")
-        return names.index(metric)
+        if metric not in self.labels:
+            hint = did_you_mean(metric, self.labels)
+            raise UsageError(f"no metric {metric!r} here{hint}; there are {', '.join(self.labels)}")
+        return self.labels.index(metric)
 
     def _method(self, name: str) -> int:
         if name not in self.names:
-            raise UsageError(f"no method {name!r} here; there are {', '.join(self.names)}")
+            raise UsageError(f"no method {name!r} here{did_you_mean(name, self.names)}; there are {', '.join(self.names)}")
         return list(self.names).index(name)
 
 

@@ -7,10 +7,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from convoscope.core.errors import UsageError
+from convoscope.core.spec import Spec
 from convoscope.files import check_writable, replaced, write_text
 
 Rows = Sequence[dict[str, Any]]
+
+
+def called(specs: Sequence[Spec]) -> list[str]:
+    """Their names; where several are alike, with the settings in which they differ, or else numbered."""
+    names = [s.name for s in specs]
+    for name in {n for n in names if names.count(n) > 1}:
+        same = {i: s.to_dict() for i, s in enumerate(specs) if s.name == name}
+        differ = [k for k in next(iter(same.values())) if len({str(d.get(k)) for d in same.values()}) > 1]
+        for i in same:
+            words = [f"{k}={_word(getattr(specs[i], k))}" for k in differ]
+            names[i] = f"{name}:{','.join(words)}" if words else name
+    return [n if n not in names[:i] else f"{n} {names[:i].count(n) + 1}" for i, n in enumerate(names)]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Spec):
+        return f"({value.name})"
+    return f"tensor {tuple(value.shape)}" if isinstance(value, Tensor) else str(value)
 
 
 def frame(rows: Rows) -> Any:
