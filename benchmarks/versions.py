@@ -1,0 +1,148 @@
+"""The tests with the oldest, the pinned and the newest versions of all that the package needs: `docs/versions.md`.
+
+    python -m benchmarks.versions newest         what pip finds today; `oldest`: the lower bounds of pyproject.toml
+    python -m benchmarks.versions newest --interpreter python3.13
+
+makes an environment in `build/versions` (PyTorch takes 3 to 7 GB with CUDA), or takes the one of `--python`, and runs all tests
+in it, some files at a time. A run that was stopped goes on where the same command is given again. `table` only writes the page.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).resolve().parents[1]
+NUMBERS, PAGE = ROOT / "docs" / "versions.json", ROOT / "docs" / "versions.md"
+HEAD = """# Versions
+
+The tests of this repository with other versions of what it needs. Deprecation warnings are errors, so what a library is about
+to take away fails too. **oldest**: the lower bounds of `pyproject.toml`; **pinned**: `constraints.txt`, which `run.py` installs;
+**newest**: what pip finds on the day. Written by `python -m benchmarks.versions oldest`, `pinned` and `newest`.
+
+"""
+
+
+def requirements() -> dict[str, str]:
+    """The lower bound of each package that tests need, by its name."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    wanted = [Requirement(line) for line in project["dependencies"] + extras["test"]]
+    own = next(r for r in wanted if r.name == project["name"])
+    wanted += [Requirement(line) for extra in sorted(own.extras) for line in extras[extra]]
+    bounds = {r.name: s.version for r in wanted for s in r.specifier if s.operator == ">="}
+    return dict(sorted(bounds.items()))
+
+
+def environment(which: str, interpreter: str, folder: Path) -> str:
+    """The Python of an environment with these versions, which is made where there is none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    python, stamp = str(folder / "bin" / "python"), folder / "installed"
+    if not stamp.exists():
+        subprocess.run([interpreter, "-m", "venv", "--clear", str(folder)], check=True)
+        pins = folder / "pins.txt"
+        pins.write_text("".join(f"{name}=={version}\n" for name, version in requirements().items()))
+        chosen = {"oldest": ["-c", str(pins)], "pinned": ["-c", "constraints.txt"], "newest": []}[which]
+        subprocess.run([python, "-m", "pip", "install", "-q", "-e", ".[test]", *chosen], cwd=ROOT, check=True)
+        stamp.touch()
+    return python
+
+
+def about(python: str) -> dict[str, Any]:
+    """The Python of an environment, and its versions of what tests need."""
+    names = list(requirements())
+    code = (
+        "import json, platform, sys\nfrom importlib.metadata import version\n"
+        "print(json.dumps({'python': platform.python_version(), 'versions': {n: version(n) for n in sys.argv[1:]}}))"
+    )
+    done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+def run(python: str, files: list[str], through: list[str]) -> tuple[int, dict[str, Any]]:
+    """The exit code of pytest on some files, how its tests ended, and which failed."""
+    command = [*through, python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    last = (done.stdout.splitlines() or [""])[-1]
+    counts: dict[str, Any] = {k: int(n) for n, k in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
+    failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    if not counts and done.returncode != 124:
+        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
+    return done.returncode, counts | {"failures": failures}
+
+
+def test(name: str, python: str, paths: list[str], through: list[str], size: int) -> None:
+    """Run the files that have not been run with these versions, and keep what came of it."""
+    said = about(python)
+    key = f"{name}, Python {'.'.join(said['python'].split('.')[:2])}"
+    everything = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py")}
+    wanted = sorted(f for f in everything if any(f.startswith(path) for path in paths))
+    while True:
+        numbers = read()
+        entry = numbers.setdefault(key, {"files": {}})
+        if entry.get("versions") != said["versions"]:
+            entry = numbers[key] = said | {"files": {}}
+        todo = [f for f in wanted if f not in entry["files"]][:size]
+        if not todo:
+            return
+        code, found = run(python, todo, through)
+        if code == 124 and len(todo) > 1:  # what runs it stopped it: fewer at once
+            size = max(1, len(todo) // 2)
+            continue
+        entry["files"] |= dict.fromkeys(todo, {}) | {todo[0]: found if code != 124 else {"failed": 1, "failures": todo}}
+        NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+        print(f"{key}: {len(entry['files'])} of {len(wanted)} files", found, file=sys.stderr, flush=True)
+
+
+def read() -> dict[str, Any]:
+    """What was measured."""
+    return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
+
+
+def counted(entry: dict[str, Any]) -> dict[str, Any]:
+    """How the tests of an environment ended."""
+    ends = entry["files"].values()
+    count = {k: sum(e.get(k, 0) for e in ends) for k in ("passed", "failed", "error", "skipped")}
+    return count | {"failures": [f for e in ends for f in e.get("failures", ())]}
+
+
+def page() -> str:
+    """The tables: how tests ended with each set of versions, and the versions."""
+    runs = dict(sorted(read().items(), key=lambda item: (("oldest", "pinned", "newest").index(item[0].split(",")[0]), item[0])))
+    lines = ["| versions | files | passed | failed | skipped |", "|---|---|---|---|---|"]
+    for key, entry in runs.items():
+        ends = counted(entry)
+        failed = f"{ends['failed'] + ends['error']:,}"
+        lines.append(f"| {key} | {len(entry['files'])} | {ends['passed']:,} | {failed} | {ends['skipped']:,} |")
+    names = list(requirements())
+    lines += ["", f"| package | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
+    lines += [f"| {n} | {' | '.join(e['versions'].get(n, '') for e in runs.values())} |" for n in names]
+    return HEAD + "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("which", choices=("oldest", "pinned", "newest", "table"))
+    parser.add_argument("--interpreter", default=sys.executable, help="the Python that the environment is made with")
+    parser.add_argument("--python", help="the Python of an environment that is there; its versions are taken as they are")
+    parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders; default: all")
+    parser.add_argument("--through", default="", help="a command that runs pytest, such as 'timeout 600'")
+    parser.add_argument("--at-once", type=int, default=15, help="files in one run of pytest")
+    options = parser.parse_args()
+    if options.which != "table":
+        folder = ROOT / "build" / "versions" / f"{options.which}-{Path(options.interpreter).name}"
+        python = options.python or environment(options.which, options.interpreter, folder)
+        test(options.which, python, options.tests, options.through.split(), options.at_once)
+    PAGE.write_text(page(), encoding="utf-8")
+    print(f"see {PAGE.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
