@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
 from typing import Any, ClassVar, Literal
@@ -82,7 +82,7 @@ def method_of(which: Method | str) -> Method:
 def explain(
     network: Network | nn.Module, x: Any, method: Method | str | list, target: Any = None, *,
     at: str | list[str] | None = None, batch_size: int | Literal["auto"] = "auto", seed: int = 0, progress: Any = None,
-    nonfinite: Literal["raise", "propagate"] = "raise",
+    nonfinite: Literal["raise", "propagate"] = "raise", places: Sequence[int] | None = None,
 ) -> Any:  # fmt: skip
     """The attribution of each image by a method, for a target.
 
@@ -91,8 +91,8 @@ def explain(
     instead of the input (for methods with a `layer`, that layer); `progress` is called with (evaluations done, at most how
     many). `batch_size` "auto" takes as many rows as run fast (8 of 224 x 224 pixels on a CPU, 128 on a GPU) and halves where
     memory does not suffice. The network is untouched afterwards. The same seed gives the same numbers, for any batch size up
-    to rounding. NaN or infinity in images, weights, activations, targets or maps raises NonFiniteError saying where it comes
-    from, unless `nonfinite` is "propagate".
+    to rounding; random draws follow it and `places`, a number for each image (default: its row). NaN or infinity in images,
+    weights, activations, targets or maps raises NonFiniteError saying where it comes from, unless `nonfinite` is "propagate".
 
     Lists of methods, of Targets or of addresses give the list of all their Attributions, methods first, then targets, then
     addresses. They share what they can: one pass there and back serves all that need gradients at the images, the same
@@ -111,13 +111,16 @@ def explain(
         if strict:
             _finite(network, x)
         jobs = _jobs(network, x, method, target, at, batch_size, seed)
+        places = range(len(x)) if places is None else places
+        if len(places) != len(x):
+            raise UsageError(f"{len(places)} places for {len(x)} images; give one for each")
         if progress is not None:
             _report(jobs, x, progress)
         with _explained(network, x, jobs, strict):
             _resolve(jobs)
             jobs[0].seconds += time.perf_counter() - started
             for rows in torch.arange(len(x)).split(jobs[0].session.batch_size):
-                _chunk(jobs, rows)
+                _chunk(jobs, rows, tuple((int(k),) for k in places[int(rows[0]) : int(rows[-1]) + 1]))
     found = [j.attribution(network, x, device) for j in jobs]
     return found if any(isinstance(v, list) for v in (method, at)) or _several(target) else found[0]
 
@@ -253,9 +256,8 @@ def _report(jobs: list[_Job], x: Tensor, progress: Any) -> None:
         j.session.progress = step
 
 
-def _chunk(jobs: list[_Job], rows: Tensor) -> None:
-    """Every job for some of the images."""
-    keys = tuple((int(i),) for i in rows)
+def _chunk(jobs: list[_Job], rows: Tensor, keys: tuple[tuple[int, ...], ...]) -> None:
+    """Every job for some of the images, whose draws the keys tell apart."""
     for at in dict.fromkeys(j.session.at for j in jobs):
         here = [j for j in jobs if j.session.at == at]
         started = time.perf_counter()

@@ -166,7 +166,7 @@ def test_methods_that_look_at_layers_are_refused_where_layers_see_one_cell() -> 
 def test_only_classes_have_montages() -> None:
     case = levels()
     case.target = cs.Channel("output", 1)
-    with pytest.raises(cs.ConvoscopeError, match=r"di-full asks for the top class; the target is .*, not a class"):
+    with pytest.raises(cs.ConvoscopeError, match=r"di-full asks for a class; the target is .*, not a class"):
         e.DiFull().score(case)
     maps_alone = levels()
     with pytest.raises(cs.ConvoscopeError, match="none is given as maps alone"):

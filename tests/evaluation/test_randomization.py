@@ -121,7 +121,7 @@ def test_the_other_class_is_another() -> None:
     case = case_of(net, "gradient")
     other = RandomLogit()._other(case)
     assert all(o != 1 and 0 <= o < 4 for o in other.index)
-    with pytest.raises(cs.ConvoscopeError, match="compares classes"):
+    with pytest.raises(cs.ConvoscopeError, match="asks for a class"):
         RandomLogit().score(cs.Case(net, case.x, cs.Channel("0", 1), case.maps, case.names, case.methods))
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, chunks, twin_of
+from convoscope.evaluation.base import Case, Metric, Scores, chunks, key_of, twin_of
 from convoscope.evaluation.randomization import similarity
 from convoscope.evaluation.removal import FILL, OF, Fill, Of
 from convoscope.network import Network
@@ -33,7 +33,7 @@ class Completeness(Metric):
     def score(self, case: Case) -> Scores:
         target = case.judge(self.of)
         rows = torch.arange(len(case.x))
-        blank = case.once(("blank", _key(self.fill), target), lambda: case.scores(case.fill(self.fill), rows, target))
+        blank = case.once(("blank", key_of(self.fill), target), lambda: case.scores(case.fill(self.fill), rows, target))
         gain = (case.clean(target) - blank).cpu()
         whole = case.maps.flatten(2).sum(-1).cpu()
         scale = torch.maximum(gain.abs(), whole.abs())
@@ -83,7 +83,7 @@ class NonSensitivity(Metric):
                     out.append(case.clean(target)[i].cpu() - case.scores(rows, torch.full((len(part),), i), target).cpu())
             return torch.cat(out).view(len(case.x), count)
 
-        return case.once(("effects", self.cells, _key(self.fill), target), ask)
+        return case.once(("effects", self.cells, key_of(self.fill), target), ask)
 
     def passes(self, case: Case) -> int:
         return self.cells**2 + 1
@@ -179,7 +179,3 @@ class _Mirrored(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return (self.head(self.module(x)) + self.head(self.module(x.flip(-1)))) / 2
-
-
-def _key(fill: Fill) -> object:
-    return id(fill) if isinstance(fill, Tensor) else fill

@@ -16,7 +16,7 @@ from convoscope.core.spec import Spec, registered
 from convoscope.evaluation.folding import Folded
 from convoscope.method import Method, explain
 from convoscope.network import Images, Network
-from convoscope.targets import Logit, Probability, Target
+from convoscope.targets import Logit, LogProbability, Probability, Target
 
 Maps = Float[Tensor, "methods images height width"]
 Scores = Float[Tensor, "methods images"]
@@ -135,16 +135,16 @@ class Case:
     def fill(self, which: Any) -> Images:
         """What stands in for removed pixels: a baseline of the unchanged images."""
         rows = torch.arange(len(self.x))
-        key = ("fill", which if isinstance(which, str | int | float) else id(which))
-        return self.once(key, lambda: self.probe(rows).baseline(which, self.x))
+        return self.once(("fill", key_of(which)), lambda: self.probe(rows).baseline(which, self.x))
 
     def explain(self, number: int, x: Tensor, images: Tensor, target: Target | None = None, network: Any = None) -> Tensor:
         """New maps `(rows, height, width)` of a method, for rows that are versions of the images."""
         method = self.methods[number]
         if method is None:
             raise UsageError(f"{self.names[number]} is given as maps alone; this metric makes maps anew and needs the method")
-        wanted = rows_of(target or self.target, images)
-        found = explain(network or self.network, x, method, wanted, seed=self.seed, batch_size=self.batch_size)
+        wanted, places = rows_of(target or self.target, images), tuple(self.places[int(i)] for i in images)
+        made_for = {"seed": self.seed, "batch_size": self.batch_size, "places": places}
+        found = explain(network or self.network, x, method, wanted, **made_for)
         self._count(int(found.diagnostics.get("evaluations", 0)))
         return found.heatmap().double()
 
@@ -187,6 +187,23 @@ def rows_of(target: Target, images: Tensor) -> Target:
     return replace(target, **changes) if changes else target
 
 
+def classes_of(case: Case) -> int:
+    """How many classes the network tells apart."""
+
+    def ask() -> int:
+        output = case.probe(torch.arange(1)).activations(case.x[:1], "output")
+        return 1 if output.dim() == 1 else output.shape[1]
+
+    return case.once("classes", ask)
+
+
+def class_of(target: Target, metric: str) -> Any:
+    """The class number of a target, or one for each image. Raises UsageError for targets that are no class."""
+    if not isinstance(target, Logit | Probability | LogProbability):
+        raise UsageError(f"{metric} asks for a class; the target is {target}, not a class")
+    return target.index
+
+
 def ranks(maps: Maps, device: torch.device | str = "cpu") -> Int32[Tensor, "methods images pixels"]:
     """The place of each pixel from the most relevant, 0, down; of equal ones the first comes first.
 
@@ -199,6 +216,17 @@ def ranks(maps: Maps, device: torch.device | str = "cpu") -> Int32[Tensor, "meth
         order = values.to(device).argsort(descending=True, stable=True)
         place.copy_(torch.empty_like(count).scatter_(0, order, count))
     return found
+
+
+def key_of(fill: Any) -> Hashable:
+    """What tells a fill from others: itself, or what a tensor holds at the moment."""
+    return (tuple(fill.shape), fill.dtype, digest(fill.detach())) if isinstance(fill, Tensor) else fill
+
+
+def rounding(dtype: torch.dtype) -> float:
+    """The part of an output below which a change of it is rounding: errors add up, but coarse numbers hide them."""
+    eps = torch.finfo(dtype).eps
+    return 16 * eps if eps < 1e-6 else eps
 
 
 def digest(values: Tensor) -> bytes:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convoscope.core.spec import Paper
-from convoscope.evaluation.base import Case, Metric, Scores
+from convoscope.evaluation.base import Case, Metric, Scores, rounding
 from convoscope.evaluation.removal import FILL, OF, STEPS, Fill, Of
 from convoscope.evaluation.sweeps import removal
 
@@ -63,7 +63,7 @@ class EffectiveComplexity(Metric):
     """The smallest share of the most relevant pixels that keeps the target within a tolerance (Nguyen and Martínez 2020).
 
     Pixels are shown from the most relevant down; the share is that from which on the target stays at least `keep` of the
-    way from the filled picture to the picture itself. 1 where only the whole picture does.
+    way from the filled picture to the picture itself. 1 where only the whole picture does, NaN where both have the same target.
     """
 
     title, family, unit, range = "Effective complexity", "complexity", "share of the pixels", (0.0, 1.0)
@@ -84,7 +84,8 @@ class EffectiveComplexity(Metric):
         enough = (curve - blank) * (whole - blank).sign() >= self.keep * (whole - blank).abs() * (1 - 1e-12)
         stays = enough.flip(-1).cummin(-1).values.flip(-1)
         first = (~stays).sum(-1)
-        return first.double() / self.steps
+        risen = (whole - blank).abs() > rounding(case.x.dtype) * torch.maximum(whole.abs(), blank.abs())
+        return torch.where(risen[..., 0], first.double() / self.steps, torch.nan)
 
     def passes(self, case: Case) -> int:
         return self.steps + 1

@@ -30,7 +30,9 @@ def imputed(x: Float[Tensor, "rows channels height width"], gone: Bool[Tensor, "
         return free * (weight * values - _neighbors(values))
 
     right = free * _neighbors(fixed)
-    return torch.where(known, x, _solved(operator, right, free * start, weight).to(x.dtype))
+    found = _solved(operator, right, free * start, weight.clamp(min=1))  # a single pixel has no neighbors
+    nothing = gone.flatten(1).all(1).view(-1, 1, 1, 1)
+    return torch.where(known, x, torch.where(nothing, x.double().mean((2, 3), keepdim=True), found).to(x.dtype))
 
 
 def _neighbors(values: Tensor) -> Tensor:

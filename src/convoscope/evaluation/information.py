@@ -7,12 +7,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from convoscope.core.errors import UsageError
 from convoscope.core.spec import Paper
-from convoscope.evaluation.base import Case, Metric, Scores, digest, ranks, seeded
+from convoscope.evaluation.base import Case, Metric, Scores, class_of, classes_of, digest, key_of, ranks, seeded
 from convoscope.evaluation.imputation import interpolated
 from convoscope.evaluation.removal import OF, Fill, Of
-from convoscope.targets import Logit, LogProbability, Margin, Probability, Target
+from convoscope.targets import Margin, Probability
 
 POINTS = 1000
 FEW = "what pixels are that are not shown: few (filled in from those that are), or blur, black, white, mean, a number, a tensor"
@@ -114,8 +113,8 @@ class _Information(Metric, abstract=True):
         counts = torch.tensor([round(float(s) * places.numel()) for s in self.shares]).view(-1, 1, 1)
         shown = places.cpu() < torch.cat([torch.zeros_like(counts[:1]), counts])
         rows = torch.cat([self._shown(case, image, shown), case.x[image : image + 1]])
-        by = self.fill if not isinstance(self.fill, Tensor) else id(self.fill)
-        size = case.once(("information", self.shares, self.start, by, key), lambda: information(rows, case.network))
+        by = ("information", self.shares, self.start, key_of(self.fill), key)
+        size = case.once(by, lambda: information(rows, case.network))
         return torch.stack([size, self._answer(case, rows, torch.full((len(rows),), image)).cpu()])
 
     def _shown(self, case: Case, image: int, shown: Bool[Tensor, "rows height width"]) -> Tensor:
@@ -154,17 +153,14 @@ class SIC(_Information, name="sic"):
 
 class AIC(_Information, name="aic"):
     """The area under the accuracy information curve: whether the class is the top one, against the information shown
-    (Kapishnikov et al. 2019, section 4.2). Only for images whose target is the top class when sharp, and not when blurred.
+    (Kapishnikov et al. 2019, section 4.2). Only for images whose target is the top class when sharp, and not when blurred. A
+    single class is the top one where it is more probable than not.
     """
 
     title, use = "Accuracy information curve", "is the network right from little information?"
 
     def _answer(self, case: Case, rows: Tensor, images: Tensor) -> Tensor:
-        return (case.scores(rows, images, Margin(class_of(case.target, self.name))) > 0).double()
-
-
-def class_of(target: Target, metric: str) -> Any:
-    """The class number of a target, or one for each image. Raises UsageError for targets that are no class."""
-    if not isinstance(target, Logit | Probability | LogProbability):
-        raise UsageError(f"{metric} asks for the top class; the target is {target}, not a class")
-    return target.index
+        index = class_of(case.target, self.name)
+        if classes_of(case) == 1:
+            return (case.scores(rows, images, Probability(index)) > 0.5).double()
+        return (case.scores(rows, images, Margin(index)) > 0).double()

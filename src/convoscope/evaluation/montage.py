@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.spec import AtLeast, Paper, fields_of
-from convoscope.evaluation.base import Case, Metric, Scores, seeded, twin_of
-from convoscope.evaluation.information import class_of
+from convoscope.evaluation.base import Case, Metric, Scores, class_of, seeded, twin_of
 from convoscope.method import Method
 from convoscope.network import Network
 from convoscope.targets import probabilities

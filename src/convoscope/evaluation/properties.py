@@ -219,7 +219,7 @@ def _who(methods: Sequence[Method | str], mappers: Mapping[str, Mapper], nulls: 
 
 def _by_method(method: Method) -> Explainer:
     def explainer(network: Network, x: Images, target: Target, places: tuple[int, ...], seed: int) -> Tensor:
-        return explain(network, x, fitting(method, min(x.shape[2:])), target, seed=seed).heatmap()
+        return explain(network, x, fitting(method, min(x.shape[2:])), target, seed=seed, places=places).heatmap()
 
     return explainer
 

@@ -5,6 +5,7 @@ Noisy maps change with anything; similarity is always read beside that of maps o
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -12,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convoscope.core.errors import UsageError
+from convoscope.core.errors import UnsupportedError, UsageError
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, seeded, spearman, twin_of
+from convoscope.evaluation.base import Case, Metric, Scores, class_of, classes_of, seeded, spearman, twin_of
 from convoscope.network import Network
-from convoscope.targets import Logit
+from convoscope.targets import Target
 
 _REVISITED = Paper(
     "hedstroem2024revisited", "Hedström, Anna and Weber, Leander and Lapuschkin, Sebastian and Höhne, Marina",
@@ -200,13 +201,13 @@ class RandomLogit(Metric):
     def passes(self, case: Case) -> int:
         return 1
 
-    def _other(self, case: Case) -> Logit:
-        if not isinstance(case.target, Logit):
-            raise UsageError(f"random-logit compares classes; the target is {case.target}, not a class")
-        classes = case.once("classes", lambda: case.probe(torch.arange(1)).activations(case.x[:1], "output").shape[1])
-        own = case.target.index if isinstance(case.target.index, tuple) else (case.target.index,) * len(case.x)
+    def _other(self, case: Case) -> Target:
+        index, classes = class_of(case.target, self.name), classes_of(case)
+        if classes < 2:
+            raise UnsupportedError(f"random-logit compares classes; {case.network.name} has one")
+        own = index if isinstance(index, tuple) else (index,) * len(case.x)
         drawn = [int(torch.randint(classes - 1, (), generator=seeded(case.seed, "class", place))) for place in case.places]
-        return Logit(tuple(d + (d >= int(o)) for d, o in zip(drawn, own, strict=True)))  # type: ignore[arg-type]
+        return replace(case.target, index=tuple(d + (d >= int(o)) for d, o in zip(drawn, own, strict=True)))  # type: ignore[call-arg]
 
 
 def data_randomization(case: Case, twin: Network, by: Alike = "spearman") -> Scores:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, ranks
+from convoscope.evaluation.base import Case, Metric, Scores, key_of, ranks
 from convoscope.evaluation.sweeps import removal
 
 FILL = "what stands in for removed pixels: black, white, mean, blur, uniform, a number or a tensor in input space"
@@ -156,8 +156,13 @@ class _Shown(Metric, abstract=True):
     def _shown(self, case: Case) -> tuple[Tensor, Tensor]:
         """The target of the picture, and of the picture seen through the positive part of the map, scaled to 1."""
         target, base = case.judge(self.of), case.fill(self.fill)
-        key = ("shown", self.fill if not isinstance(self.fill, Tensor) else id(self.fill), target)
+        key = ("shown", key_of(self.fill), target)
         return case.clean(target).cpu(), case.once(key, lambda: self._through(case, base, target))
+
+    def _known(self, case: Case) -> Scores:
+        """0, or NaN for maps that are constant: they hide all or nothing, and explain nothing."""
+        constant = case.maps.amax((-2, -1)) == case.maps.amin((-2, -1))
+        return torch.where(constant.cpu(), torch.nan, 0.0)
 
     def _through(self, case: Case, base: Tensor, target: Any) -> Tensor:
         masks = case.maps.clamp(min=0)
@@ -181,8 +186,7 @@ class AverageDrop(_Shown):
     def score(self, case: Case) -> Scores:
         clean, shown = self._shown(case)
         lost = (clean - shown).clamp(min=0) / clean.clamp(min=torch.finfo(clean.dtype).tiny)
-        constant = case.maps.amax((-2, -1)) == case.maps.amin((-2, -1))  # hides all or nothing, and explains nothing
-        return torch.where((clean > 0) & ~constant.cpu(), lost, torch.nan)
+        return torch.where(clean > 0, lost, torch.nan) + self._known(case)
 
 
 class IncreaseInConfidence(_Shown):
@@ -194,4 +198,4 @@ class IncreaseInConfidence(_Shown):
 
     def score(self, case: Case) -> Scores:
         clean, shown = self._shown(case)
-        return (shown > clean).double()
+        return (shown > clean).double() + self._known(case)

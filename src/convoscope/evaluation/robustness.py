@@ -114,7 +114,7 @@ class _Relative(_Stable, abstract=True):
     """Base of relative stability: the map's relative change over another relative change, the largest over noise.
 
     Both are L2 norms of element-wise relative changes; elements nearer to zero than a thousandth of the largest count as that,
-    so that a single zero decides nothing.
+    so that a single zero decides nothing. NaN where nothing but zeros changes: no change of it is small.
     """
 
     range = (0.0, float("inf"))
@@ -135,7 +135,7 @@ class _Relative(_Stable, abstract=True):
 def _relative(clean: Tensor, others: Tensor) -> Tensor:
     clean, others = clean.flatten(1).double().cpu(), others.flatten(2).double().cpu()
     floor = 1e-3 * clean.abs().amax(1, keepdim=True)
-    return ((others - clean) / torch.maximum(clean.abs(), floor).clamp(min=1e-300)).norm(dim=-1)
+    return ((others - clean) / torch.where(floor > 0, torch.maximum(clean.abs(), floor), torch.nan)).norm(dim=-1)
 
 
 class RelativeInputStability(_Relative):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from convoscope.core.errors import UsageError
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, chunks, pearson, seeded
+from convoscope.evaluation.base import Case, Metric, Scores, chunks, key_of, pearson, rounding, seeded
 from convoscope.evaluation.removal import FILL, OF, Fill, Of
 from convoscope.evaluation.sweeps import filled
 from convoscope.targets import Target
@@ -53,8 +53,8 @@ def asked(
     for some in chunks(count, max(1, case.room // (18 * case.x[0, 0].numel()))):
         masks = _masks(case, size, count, shape, some)
         said.append(case.once(("sums", *key, some), lambda masks=masks: sums(case, masks)))
-        of = fill if not isinstance(fill, Tensor) else id(fill)
-        lost.append(case.once(("falls", *key, some, of, target), lambda masks=masks: falls(case, masks, fill, target)))
+        of = ("falls", *key, some, key_of(fill), target)
+        lost.append(case.once(of, lambda masks=masks: falls(case, masks, fill, target)))
     return torch.cat(said, -1), torch.cat(lost, -1)
 
 
@@ -76,7 +76,7 @@ def falls(case: Case, masks: Tensor, fill: Fill, target: Target) -> Float[Tensor
     jobs = [(i, len(masks), lambda some: shown[some.start : some.stop]) for i in range(len(case.x))]
     clean = case.clean(target).cpu()[:, None]
     lost = clean - torch.stack(filled(case, case.fill(fill), jobs, target))
-    return torch.where(lost.abs() > 16 * torch.finfo(case.x.dtype).eps * clean.abs(), lost, 0.0)
+    return torch.where(lost.abs() > rounding(case.x.dtype) * clean.abs(), lost, 0.0)
 
 
 def sums(case: Case, masks: Tensor) -> Float[Tensor, "methods images subsets"]:

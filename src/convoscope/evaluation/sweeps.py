@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.evaluation.base import Case, digest, ranks
+from convoscope.evaluation.base import Case, digest, key_of, ranks
 from convoscope.targets import Target
 
 
@@ -32,7 +32,7 @@ def removal(case: Case, most_relevant_first: bool, fill: object, steps: int, tar
     pixels = case.maps[0, 0].numel()
     if steps < 1 or steps > pixels:
         raise UsageError(f"steps is {steps}; expected 1 to the number of pixels, {pixels}")
-    key = ("removal", most_relevant_first, fill if not isinstance(fill, Tensor) else id(fill), steps, target)
+    key = ("removal", most_relevant_first, key_of(fill), steps, target)
     return case.once(key, lambda: Removal(_removal(case, most_relevant_first, fill, steps, target)))
 
 
@@ -119,8 +119,7 @@ class _Order:
 
 
 def _blank(case: Case, fill: object, base: Tensor, target: Target) -> Tensor:
-    key = ("blank", fill if not isinstance(fill, Tensor) else id(fill), target)
-    return case.once(key, lambda: case.scores(base, torch.arange(len(base)), target))
+    return case.once(("blank", key_of(fill), target), lambda: case.scores(base, torch.arange(len(base)), target))
 
 
 def _distinct(case: Case, places: Tensor) -> list[tuple[list[int], int]]:
