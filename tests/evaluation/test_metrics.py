@@ -4,6 +4,7 @@ import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -41,6 +42,48 @@ def test_the_laws_can_be_broken() -> None:
         METRIC_LAWS["batch mates do not matter"](ByTheMean(), case, exact)
     with pytest.raises(AssertionError, match="shuffled maps"):
         METRIC_LAWS["knows the truth"](ByTheMean(), case, exact)
+
+    class Remembers(cs.Metric, name="remembers-the-first-map"):
+        """Likes the maps that the case came with, whatever they are."""
+
+        title, family, unit, use, drawback = "Memory", "faithfulness", "share", "none", "all"
+
+        def score(self, case):
+            first = case.kept.setdefault("first", case.maps)
+            return -(case.maps - first[: len(case.maps)].repeat(len(case.maps) // len(first), 1, 1, 1)).abs().mean((2, 3))
+
+        def passes(self, case):
+            return 0
+
+    METRIC_LAWS["permutations find the truth"](Remembers(), case, exact)
+    with pytest.raises(AssertionError, match=r"100% of random maps have p <= 0\.1"):
+        METRIC_LAWS["permutations find nothing in noise"](Remembers(), case, exact)
+    with pytest.raises(AssertionError, match="the exact map has p ="):
+        METRIC_LAWS["permutations find the truth"](Backwards(), case, exact)
+    with pytest.raises(AssertionError, match="does not look at places"):
+        METRIC_LAWS["permutations find the truth"](Sighted(), case, exact)
+
+
+class Backwards(cs.Metric, name="backwards"):
+    """The energy that is not on the object."""
+
+    title, family, unit, use, drawback = "Backwards", "localization", "share", "none", "all"
+    needs: ClassVar = ("truth",)
+
+    def score(self, case):
+        return (case.maps.abs() * ~case.truth).mean((2, 3))
+
+    def passes(self, case):
+        return 0
+
+
+class Sighted(Backwards, name="sighted"):
+    """Says that it is blind, and is not."""
+
+    blind: ClassVar = True
+
+    def score(self, case):
+        return -super().score(case)
 
 
 def test_deletion_of_a_linear_network_is_a_sum() -> None:

@@ -11,15 +11,17 @@ from convoscope.core.spec import Spec, fields_of
 from convoscope.evaluation import Case, Metric
 from convoscope.evaluation.base import seeded
 from convoscope.evaluation.evaluate import metric_of
-from convoscope.evaluation.nulls import noise
+from convoscope.evaluation.nulls import noise, permutations
 from convoscope.network import Network
 from convoscope.testing.cases import IMAGES, SIDE, Linear, levels, oracle, same, with_maps
 from convoscope.testing.making import GRID_LAWS, MAKING_LAWS
 from convoscope.testing.untouched import unchanged
 
 NULLS = 24
+SHUFFLES, NOISES = 19, 6
 METRIC_EXCEPTIONS = {
     ("completeness", "knows the truth"): "a sum does not know where its parts are",
+    ("completeness", "permutations find the truth"): "a sum does not know where its parts are",
     ("non-sensitivity", "knows the opposite"): "it asks whether there is relevance, not of which sign",
     ("sic", "channels have no order"): "files store colors, not channels",
     ("aic", "channels have no order"): "files store colors, not channels",
@@ -174,13 +176,40 @@ def _float32_is_enough(metric: Metric, case: Case, exact: Tensor) -> None:
     same(found, metric.score(with_maps(case, maps)), "in float32", 1e-4)
 
 
+def _permutations_find_the_truth(metric: Metric, case: Case, exact: Tensor) -> None:
+    """The exact map beside itself with its values at other places; where places do not matter, all shuffles are as good."""
+    found = permutations(metric, with_maps(case, exact[None]), SHUFFLES)
+    if metric.blind:
+        assert (found.p == 1).all(), f"it does not look at places, and p is {found.p.tolist()}"
+        return
+    as_good = _better(metric, found.shuffled.mean(-1), found.score.mean(-1)) >= 0
+    p = (1 + int(as_good.sum())) / (1 + SHUFFLES)
+    assert p <= 2 / (1 + SHUFFLES), f"the exact map has p = {p:g} beside {SHUFFLES} shuffles of itself"
+
+
+def _permutations_find_nothing_in_noise(metric: Metric, case: Case, exact: Tensor) -> None:
+    """Of random maps a share q at most has p <= q, and shuffles are as often better as worse, both up to four deviations."""
+    if metric.blind:
+        return
+    maps = torch.stack([noise(case.x, case.places, 9, k) - 0.5 for k in range(NOISES)])
+    found = permutations(metric, with_maps(case, maps), SHUFFLES)
+    p = found.p[~found.p.isnan()]
+    for q in (0.1, 0.25, 0.5):
+        share, most = float((p <= q).double().mean()), q + 4 * (q * (1 - q) / len(p)) ** 0.5
+        assert share <= most, f"{share:.0%} of random maps have p <= {q:g}: {p.tolist()}"
+    gap = _better(metric, found.score, found.shuffled)
+    place = ((gap > 0).double().mean(0) - (gap < 0).double().mean(0))[~found.p.isnan()]
+    off = float(place.mean())
+    assert abs(off) <= 4 / (3 * len(place)) ** 0.5, f"random maps surpass {(1 + off) / 2:.0%} of their shuffles, not a half"
+
+
 METRIC_LAWS: dict[str, Callable[[Metric, Case, Tensor], None]] = {
     law.__name__.strip("_").replace("_", " "): law
     for law in (
         _knows_the_truth, _knows_the_opposite, _constant_maps_are_not_best, _batch_mates_do_not_matter,
         _batch_size_does_not_matter, _images_have_no_order, _other_images_do_not_matter, _channels_have_no_order,
         _float32_is_enough, _scale_does_not_matter, _same_seed_same_score, _nothing_is_changed, _within_its_range,
-        _is_described,
+        _is_described, _permutations_find_the_truth, _permutations_find_nothing_in_noise,
     )
 }  # fmt: skip
 
@@ -203,7 +232,7 @@ def check_metric(metric: Metric | str) -> None:
             laws = {n: partial(law, metric, made) for n, law in table.items()}
             laws["is described"] = partial(_is_described, metric, case, exact)
         for name, law in laws.items():
-            if (metric.name, name) in METRIC_EXCEPTIONS:
+            if (metric.name, name) in METRIC_EXCEPTIONS or (channels > 1 and name.startswith("permutations")):
                 continue
             try:
                 law()
