@@ -5,6 +5,7 @@ import random
 import zlib
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP and shap compile for half a minute what runs for seconds
 
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +13,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-
-torch.set_num_threads(1)
 
 
 def seed(name: str) -> None:
@@ -28,6 +27,11 @@ def seed(name: str) -> None:
 def pytest_collectstart(collector: pytest.Collector) -> None:
     if isinstance(collector, pytest.Module):  # which draws when it is imported
         seed(collector.path.name)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    torch.set_num_threads(1)  # some libraries raise it where they run
 
 
 @pytest.hookimpl(tryfirst=True)

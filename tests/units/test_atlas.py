@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,11 +78,25 @@ def test_bins_are_those_of_a_plain_loop(grid: int, least: int) -> None:
 
 def test_umap_is_seeded_and_keeps_apart_what_is_apart() -> None:
     pytest.importorskip("umap")
-    x = torch.cat([VALUES[:30] / 10 + torch.eye(5)[k] for k in (0, 1)])
-    a, b = umap(x, seed=1, neighbors=10), umap(x, seed=1, neighbors=10)
+    x = torch.cat([VALUES[:15] / 10 + torch.eye(5)[k] for k in (0, 1)])
+    a, b = umap(x, seed=1, neighbors=5), umap(x, seed=1, neighbors=5)
     assert torch.equal(a, b)
-    middle = a[:30].mean(0), a[30:].mean(0)
-    assert float((middle[0] - middle[1]).norm()) > 2 * float((a[:30] - middle[0]).norm(dim=1).mean())
+    middle = a[:15].mean(0), a[15:].mean(0)
+    assert float((middle[0] - middle[1]).norm()) > 2 * float((a[:15] - middle[0]).norm(dim=1).mean())
+
+
+def test_umap_leaves_the_threads_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class UMAP:
+        def __init__(self, **settings: object) -> None: ...
+
+        def fit_transform(self, values: np.ndarray) -> np.ndarray:
+            torch.set_num_threads(torch.get_num_threads() + 1)  # as numba does
+            return values[:, :2]
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=UMAP))
+    before = torch.get_num_threads()
+    umap(VALUES, seed=0)
+    assert torch.get_num_threads() == before
 
 
 def test_a_missing_umap_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

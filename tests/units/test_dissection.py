@@ -273,18 +273,18 @@ def test_a_comparison_follows_units_and_counts(tmp_path: Path) -> None:
 
 def test_a_real_network_on_labeled_photographs(testdata: Path, torch_home: Path) -> None:
     """ResNet-18 on 128 photographs of COCO: so few that most shifted units are above 0.04 as well, and yet many more units
-    than the five of 512 that chance gives have a label that fewer than two of a hundred draws reach."""
+    than the ten of 512 that chance gives have a label that none of 49 draws reaches."""
     folder = testdata / "coco"
     if not folder.is_dir():
         pytest.skip("CONVOSCOPE_TESTDATA has no labeled photographs of COCO")
     data = cs.open_dataset(folder)
-    found = dissect(cs.load("torchvision:resnet18"), data, "layer4", draws=99)
+    found = dissect(cs.load("torchvision:resnet18"), data, "layer4", nulls="shifted", draws=49)
     layer = found["layer4"]
     assert layer.shape == (512, 7, 7)
     assert layer.anchor == "centers"
     assert found.images == len(data) == 128
     assert all(u.exceedance <= 0.005 for u in layer.units)
-    beyond = [m for _, m in layer.found(p=0.015)]
-    assert len(beyond) > 20
+    beyond = [m for _, m in layer.found(p=0.025)]
+    assert len(beyond) > 40
     assert len({m.label for m in beyond}) >= 10
     assert layer.by_chance["shifted"] > 256

@@ -4,7 +4,7 @@ import convoscope as cs
 
 
 def test_units_stand_for_concepts_of_five_categories_beyond_chance_and_shifted_units_for_none() -> None:
-    d = cs.dissect(cs.load("scenes"), "scenes:300", ["stem", "layer3"], nulls="shifted")
+    d = cs.dissect(cs.load("scenes"), "scenes:300", ["stem", "layer3"], nulls="shifted", draws=100)
     units = [u for layer in d.layers.values() for u in layer.units]
     beyond = {c: sum(m.p is not None and m.p < 0.01 for u in units for m in u.best_of if m.category == c) for c in d.categories}
     assert len(d.categories) == 6

@@ -47,11 +47,13 @@ def umap(values: Float[Tensor, "samples channels"], seed: int, neighbors: int = 
         ) from error
     if len(values) < 8:
         raise UsageError(f"UMAP of {len(values)} activations; give at least 8, better thousands")
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         near = min(neighbors, len(values) - 1)
         settings = {"n_neighbors": near, "min_dist": distance, "metric": "cosine", "random_state": seed, "n_jobs": 1}
         found = UMAP(n_components=2, **settings).fit_transform(values.cpu().float().numpy())
+    torch.set_num_threads(threads)  # numba has set that of all who use OpenMP
     return torch.from_numpy(found).double()
 
 
