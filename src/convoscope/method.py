@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral
@@ -119,7 +120,7 @@ def explain(
         with _explained(network, x, jobs, strict):
             _resolve(jobs)
             jobs[0].seconds += time.perf_counter() - started
-            for rows in torch.arange(len(x)).split(jobs[0].session.batch_size):
+            for rows in torch.arange(len(x), device="cpu").split(jobs[0].session.batch_size):
                 _chunk(jobs, rows, tuple((int(k),) for k in places[int(rows[0]) : int(rows[-1]) + 1]))
     found = [j.attribution(network, x, device) for j in jobs]
     return found if any(isinstance(v, list) for v in (method, at)) or _several(target) else found[0]
@@ -151,6 +152,8 @@ def _explained(network: Network, x: Tensor, jobs: list["_Job"], strict: bool) ->
                 if isinstance(again, ConvoscopeError):
                     raise again from error
                 raise _unfit(network, x, again) from error
+        if isinstance(error, _FROM_THE_NETWORK) and (reason := _choosy(network, x) or _inside(error)):
+            raise UnsupportedError(reason) from error
         raise
     if strict:
         if any(j.session.suspect is not None and bool(j.session.suspect) for j in jobs):
@@ -170,6 +173,36 @@ def _unfit(network: Network, x: Tensor, error: Exception) -> UsageError:
     if network.size not in (None, tuple(x.shape[2:])):
         takes = "; it takes {} x {}".format(*network.size)  # type: ignore[misc]
     return UsageError(f"the network fails on inputs of {' x '.join(map(str, x.shape[1:]))}{takes}: {lines[0]}")
+
+
+def _choosy(network: Network, x: Tensor) -> str:
+    """How a network that runs on the images fails on another number of them; empty where it runs."""
+    for count in (1, len(x) + 1):
+        try:
+            search(network.plain, x[:1].expand(count, *x.shape[1:]), network.head, count)
+        except NonFiniteError:
+            continue
+        except Exception as error:
+            line = str(error).strip().splitlines() or [type(error).__name__]
+            return (
+                f"the network runs on {len(x)} images at once and not on {count} ({line[0]}); it has to take any number: "
+                "in torch.export by dynamic_shapes, elsewhere without sizes of batches written into it"
+            )
+    return ""
+
+
+def _inside(error: Exception) -> str:
+    """What failed within the network as a method ran it; empty where the failure is not the network's."""
+    names = [f.f_globals.get("__name__", "") for f, _ in traceback.walk_tb(error.__traceback__)]
+    last = [n for n in names if n.split(".")[0] != "torch"][-1]
+    ours = last.startswith("convoscope.") and last not in ("convoscope.core.record", "convoscope.core.operators")
+    if ours or "torch.nn.modules.module" not in names:
+        return ""
+    line = str(error).strip().splitlines() or [""]
+    return (
+        f"the network runs on the images as they are, and fails where a method changes them or asks for gradients: "
+        f"{type(error).__name__}: {line[0]}"
+    )
 
 
 @dataclass
@@ -199,13 +232,20 @@ class _Job:
         return Attribution(values, self.method, session.target, session.at, session.seed, network, x, session.notes)  # type: ignore[arg-type]
 
 
+def in_rows(values: Tensor, images: int, at: str) -> None:
+    """Raises UnsupportedError unless a tensor of an address has one row for each image."""
+    if len(values) != images:
+        raise UnsupportedError(
+            f"{at!r} holds {len(values)} rows for {images} images: the network looks at them one by one, or in pieces; where "
+            "it is one row for each image, batch_size=1 explains one at a time"
+        )
+
+
 def _several(target: Any) -> bool:
     return isinstance(target, list) and (not target or any(isinstance(t, Target) for t in target))
 
 
-def _jobs(
-    network: Network, x: Tensor, method: Any, target: Any, at: Any, batch_size: int | str, seed: int
-) -> list[_Job]:
+def _jobs(network: Network, x: Tensor, method: Any, target: Any, at: Any, batch_size: int | str, seed: int) -> list[_Job]:
     methods_ = [method_of(m) for m in (method if isinstance(method, list) else [method])]
     targets = [network.target(t) for t in (target if _several(target) else [target])]
     for t in targets:
@@ -274,6 +314,7 @@ def _chunk(jobs: list[_Job], rows: Tensor, keys: tuple[tuple[int, ...], ...]) ->
         for j in here:
             started = time.perf_counter()
             j.maps.append(j.run(Probe(j.session, rows, keys), x))
+            in_rows(j.maps[-1], len(rows), j.session.notes.get("layer", j.session.at))
             j.seconds += time.perf_counter() - started
         shared.x, shared.planned, shared.memo, shared.answers = None, {}, {}, None
 
@@ -298,7 +339,7 @@ def _resolve(jobs: list[_Job]) -> None:
         return
     first = opened[0]
     addresses = tuple(dict.fromkeys(a for s in opened for a in s.target.addresses()))
-    probe = Probe(first, torch.arange(len(first.images)), tuple((i,) for i in range(len(first.images))))
+    probe = Probe(first, torch.arange(len(first.images), device="cpu"), tuple((i,) for i in range(len(first.images))))
     whole = probe.everything(addresses)
     made: dict[Any, Any] = {}
     for s in opened:

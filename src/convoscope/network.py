@@ -1,7 +1,7 @@
 """A network: any `nn.Module` plus its input space. Loading by name, reading pictures, predicting, listing layers."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +13,7 @@ from convoscope.core.finite import finite, place
 from convoscope.core.record import record
 from convoscope.core.run import undisturbed
 from convoscope.core.trace import Trace, trace
+from convoscope.data.fingerprint import digest_of, plain_state, version_of
 from convoscope.data.tensors import blurred, fit, pixels_of_tensor
 from convoscope.targets import Logit, Target, probabilities
 
@@ -142,16 +143,10 @@ class Network:
     @property
     def hash(self) -> str:
         """Sixteen digits that change with any weight or buffer."""
-        state = {k: t.full_tensor() if hasattr(t, "full_tensor") else t for k, t in self.plain.state_dict().items()}  # of FSDP
-        version = _version({k: t for k, t in state.items() if isinstance(t, Tensor)})
+        state = plain_state(self.plain)
+        version = version_of(state)
         if self._hash[0] != version:
-            digest = hashlib.blake2b(digest_size=8)
-            for key, tensor in state.items():
-                if isinstance(tensor, Tensor):
-                    raw = tensor.detach().cpu().contiguous().reshape(-1)
-                    digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                    digest.update(memoryview(raw.view(torch.uint8).numpy()))
-            self._hash = version, digest.hexdigest()
+            self._hash = version, digest_of(state)
         return self._hash[1]
 
     def head(self, output: Any) -> Tensor:
@@ -163,6 +158,8 @@ class Network:
             entries = output._asdict()
         if entries is None and isinstance(output, tuple | list):
             entries = dict(enumerate(output))
+        if entries is None and is_dataclass(output):  # also with slots
+            entries = {f.name: getattr(output, f.name) for f in fields(output)}
         if entries is None:
             entries = dict(vars(output)) if hasattr(output, "__dict__") else {}
         tensors = {k: v for k, v in entries.items() if isinstance(v, Tensor)}
@@ -276,8 +273,9 @@ class Network:
             outputs = torch.cat(
                 [record(self.plain, b, ("output",), head=self.head)["output"] for b in x.clone().split(batch_size)]
             )
-        if outputs.dim() != 2:
-            raise UsageError(f"the output has shape {tuple(outputs.shape)}, not (images, classes); there is nothing to rank")
+        if outputs.dim() != 2 or not outputs.is_floating_point():
+            got = f"{tuple(outputs.shape)} of {outputs.dtype}"
+            raise UsageError(f"the output has shape {got}, not (images, classes) of real numbers; there is nothing to rank")
         best = probabilities(outputs.double()).topk(min(top, outputs.shape[1]), 1)
         return [
             [Prediction(i, self.category(i), p) for i, p in zip(index.tolist(), value.tolist(), strict=True)]
@@ -351,24 +349,6 @@ def _per_channel(values: Sequence[float] | float | None, default: float, channel
     if len(found) != channels:
         raise UsageError(f"the network takes {channels} channels; mean and std need as many numbers, or one; got {found}")
     return found
-
-
-def _version(state: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """What any change of one value changes, also through `.data`, at the speed of memory and read from the device at once."""
-    sums = [s for t in state.values() for s in _sums(t.detach().reshape(-1))]
-    spread = len({s.device for s in sums}) > 1
-    counts = torch.stack([s.cpu() for s in sums] if spread else sums).tolist() if sums else []
-    places = tuple((k, t.data_ptr(), 0 if t.is_inference() else t._version) for k, t in state.items())
-    return (*places, *counts)
-
-
-def _sums(values: Tensor) -> Iterator[Tensor]:
-    size = values.element_size()
-    whole = len(values) * size // 8 * 8 // size
-    words = values[:whole]
-    yield (words.clone() if words.storage_offset() * size % 8 else words).view(torch.int64).sum()
-    if whole < len(values):
-        yield values[whole:].clone().view(torch.uint8).sum()
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

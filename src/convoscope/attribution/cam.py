@@ -9,7 +9,7 @@ from torch import Tensor
 from convoscope.core.errors import UnsupportedError
 from convoscope.core.probe import Place, Probe
 from convoscope.core.spec import About, Paper
-from convoscope.method import Maps, Method
+from convoscope.method import Maps, Method, in_rows
 from convoscope.network import Images
 from convoscope.targets import Contrast, Logit, Margin, Sum
 
@@ -65,7 +65,9 @@ def linear_behind(probe: Probe, layer: str, operators: frozenset[str]) -> bool:
 
 def layer_values(probe: Probe, x: Images, layer: str, title: str) -> Values:
     """The tensor of a layer without gradients, if its units have rows and columns."""
-    return with_places(probe.activations(x, layer), layer, title)
+    values = with_places(probe.activations(x, layer), layer, title)
+    in_rows(values, len(x), layer)
+    return values
 
 
 class GradientCAM(Method, abstract=True):

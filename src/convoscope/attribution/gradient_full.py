@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -202,7 +203,7 @@ class FullGrad(Method):
         "Full-Gradient Representation for Neural Network Visualization", "NeurIPS", 2019, "1905.00780",
     )  # fmt: skip
     about = About(
-        "decision", "everything that adds up to the score, on all scales", "1 forward + 1 backward",
+        "decision", "everything that adds up to the score, on all scales", "1 forward + 1 backward, or 2",
         "any differentiable network", "the scaling of layers for display is a convention; no sign",
     )  # fmt: skip
 
@@ -212,6 +213,11 @@ class FullGrad(Method):
         found = probe.gradients(x, self.needs(probe))
         values, gradient = found[probe.session.at]
         own, shares = values * gradient, found[BiasGradients]
+        if any(len(share) != len(x) for share in shares.values()):  # rows that are positions, or windows of images
+            if len(x) > 1:
+                alone = [replace(probe, rows=probe.rows[i : i + 1], keys=probe.keys[i : i + 1]) for i in range(len(x))]
+                return torch.cat([self.attribute(one, x[i : i + 1]) for i, one in enumerate(alone)])
+            shares = {k: v.sum(0, keepdim=True) for k, v in shares.items() if k.startswith("sum ") or len(v) == 1}
         total = own.flatten(1).sum(1, dtype=torch.float64) + _target_share(probe, found)
         total = total + sum((v for k, v in shares.items() if k.startswith("sum ")), torch.zeros_like(total))
         gap = total - found["score"].double()
@@ -227,7 +233,7 @@ class FullGrad(Method):
         return (probe.session.at, *probe.session.target.addresses(), BiasGradients)
 
     def evaluations(self, x: Images) -> int:
-        return 1
+        return 2  # the second where rows of some tensor are not images
 
 
 def _laid(probe: Probe, address: str, shares: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 from convoscope.attribution.path import Baseline, on_line, quadrature
 from convoscope.core.probe import Probe
 from convoscope.core.spec import About, AtLeast, Paper
-from convoscope.method import Maps, Method
+from convoscope.method import Maps, Method, in_rows
 from convoscope.network import Images
 
 
@@ -31,6 +31,7 @@ def unit_sums(
             found = probe.repeat(block).gradients(on_line(x, start, [nodes[k] for k in block]), layers)
             scores.append(found["score"].double().unflatten(0, (len(x), len(block))))
             for layer in layers:
+                in_rows(found[layer][0], len(x) * len(block), layer)
                 values, gradients = (t.double().unflatten(0, (len(x), len(block))) for t in found[layer])
                 for i, k in enumerate(block):
                     here = values[:, i], gradients[:, i]

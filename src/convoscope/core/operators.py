@@ -55,10 +55,15 @@ _LINEAR_SETTINGS = {
 
 def operator_name(func: Callable[..., Any]) -> str:
     """One name for all spellings of an operator: `F.relu`, `torch.relu` and `Tensor.relu_` are `relu`, `+=` is `add`."""
-    parts = (resolve_name(func) or getattr(func, "__name__", "operator")).split(".")
-    name = parts[-2] if parts[-1] == "__get__" else parts[-1]
-    name = name.strip("_")
+    name = _spelling(func).strip("_")
     return _SAME.get(name, name)
+
+
+def _spelling(func: Callable[..., Any]) -> str:
+    parts = (resolve_name(func) or getattr(func, "__name__", "operator")).split(".")
+    if parts[0] in ("aten", "quantized"):  # of exported and quantized networks; norms take arguments in an order of their own
+        return parts[1] if parts[0] == "aten" and not parts[1].endswith("_norm") else "_".join(parts[:2])
+    return parts[-2] if parts[-1] == "__get__" else parts[-1]
 
 
 def tensors_in(*values: Any) -> Iterator[Tensor]:
@@ -106,8 +111,7 @@ class Call:
     @property
     def inplace(self) -> bool:
         """Whether the call overwrites its first argument."""
-        spelled = resolve_name(self.func) or getattr(self.func, "__name__", "")
-        last = spelled.split(".")[-1]
+        last = _spelling(self.func)
         if (last.startswith("__i") and last not in ("__invert__", "__index__")) or (
             last.endswith("_") and not last.endswith("__")
         ):
@@ -309,7 +313,8 @@ class Rewriter:
             self.plain.append(call.address)
         if not self.table.strict or call.name in PROPORTIONAL or not any(t.requires_grad for t in tensors_in(output)):
             return
-        scaled = call.name == "mul" or (call.name == "div" and not _divides(call))
+        divides = len(call.args) > 1 and isinstance(call.args[1], Tensor) and call.args[1].requires_grad
+        scaled = call.name == "mul" or (call.name == "div" and not divides)
         if scaled and carriers == 1:
             return
         what = f"a product of two signals, {call.name!r}," if scaled else f"{call.name!r}"
@@ -328,7 +333,7 @@ class Rewriter:
             if tensor not in self._seen:
                 raise UnsupportedError(
                     f"what {name!r} at {address!r} receives comes from an operator that cannot be seen (TorchScript, a custom "
-                    "autograd.Function, checkpointing); rules would miss it. Methods without rules may work"
+                    "autograd.Function, checkpointing, a backward hook); rules would miss it. Methods without rules may work"
                 )
             if tensor in self._values:
                 self._values[tensor].read = True
@@ -343,15 +348,11 @@ class Rewriter:
                 kept.tensor = kept.tensor.clone()
 
 
-def _divides(call: Call) -> bool:
-    return len(call.args) > 1 and isinstance(call.args[1], Tensor) and call.args[1].requires_grad
-
-
 def step_from_zero(z: Tensor, epsilon: float) -> Tensor:
     """How far to move values from zero before dividing by them, for each row: `epsilon` times their root mean square.
 
     At least a few rounding errors, so that what should be zero and is not quite divides nothing.
     """
-    root = torch.linalg.vector_norm(z.flatten(1), dim=1) / (z[0].numel() ** 0.5)
-    limits = torch.finfo(z.dtype)
-    return (max(epsilon, 8 * limits.eps) * root + limits.tiny).view(-1, *[1] * (z.dim() - 1))
+    rows, limits = z.reshape(len(z) if z.dim() else 1, -1), torch.finfo(z.dtype)
+    root = torch.linalg.vector_norm(rows, dim=1) / rows.shape[1] ** 0.5
+    return (max(epsilon, 8 * limits.eps) * root + limits.tiny).view(z.shape[:1] + (1,) * (z.dim() - 1))

@@ -316,7 +316,7 @@ class _Recording(TorchFunctionMode):
     def _captured(self, address: str, tensor: Tensor, shared: bool) -> Tensor:
         """What is kept of a tensor: itself where a gradient is to pass through it, else a copy beside the network's own."""
         if address not in self.graph:
-            return tensor.clone(memory_format=torch.contiguous_format)
+            return (tensor.dequantize() if tensor.is_quantized else tensor).clone(memory_format=torch.contiguous_format)
         if not tensor.requires_grad:
             return (tensor.detach().clone() if shared else tensor.detach()).requires_grad_()
         return tensor.clone() if shared else tensor

@@ -22,7 +22,25 @@ def rows_at_once(x: torch.Tensor) -> int:
     return min(128, max(4, AT_ONCE // max(1, x[0, 0].numel())))
 
 
-_held: dict[int, tuple[Any, str, bool, int]] = {}  # id -> (module or parameter, attribute, value before, holders)
+_held: dict[tuple[int, str], tuple[Any, str, Any, int]] = {}  # of a module, parameter or buffer: value before, holders
+
+
+class _Compiler:
+    """Whether what torch.compile made runs, or the Python it was made from: one switch for the process."""
+
+    eager: Any = None
+
+    @property
+    def runs(self) -> bool:
+        return self.eager is None
+
+    @runs.setter
+    def runs(self, wanted: bool) -> None:
+        eager, self.eager = self.eager, None if wanted else torch.compiler.set_stance("force_eager")
+        (eager.__exit__(None, None, None) if wanted else self.eager.__enter__())
+
+
+_COMPILER = _Compiler()
 
 
 @contextlib.contextmanager
@@ -39,7 +57,7 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
         for device in {p.device.type for p in parameters.values()} | {"cpu"}:
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
-        taken: list[int] = []
+        taken: list[tuple[int, str]] = []
         stack.callback(_release, taken)
         with _lock:
             for part in module.modules():
@@ -52,22 +70,27 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
                         "gradient; build or load the network outside of it"
                     )
                 _take(parameter, "requires_grad", taken)
+            for buffer in module.buffers():  # batch norms that are made to go by the batch move their statistics
+                _take(buffer, "data", taken)
+            if "torch._dynamo" in sys.modules:  # a function that the network calls may be compiled, too
+                _take(_COMPILER, "runs", taken)
             for key in taken:  # all are read before any is set: a compiled module's flag is that of the module inside
                 thing, attribute, before, _ = _held[key]
-                if before:
+                if before is True and getattr(thing, attribute):
                     setattr(thing, attribute, False)
-        if "torch._dynamo" in sys.modules and _compiled(module):
-            stack.enter_context(_eager())
         yield module
 
 
-def _take(thing: Any, attribute: str, taken: list[int]) -> None:
-    _, _, before, holders = _held.get(id(thing), (thing, attribute, getattr(thing, attribute), 0))
-    _held[id(thing)] = (thing, attribute, before, holders + 1)
-    taken.append(id(thing))
+def _take(thing: Any, attribute: str, taken: list[tuple[int, str]]) -> None:
+    key = id(thing), attribute
+    if key not in _held:
+        now = getattr(thing, attribute)
+        _held[key] = (thing, attribute, now.clone() if attribute == "data" else now, 0)
+    _held[key] = (*_held[key][:3], _held[key][3] + 1)
+    taken.append(key)
 
 
-def _release(taken: list[int]) -> None:
+def _release(taken: list[tuple[int, str]]) -> None:
     with _lock:
         for key in taken:
             thing, attribute, before, holders = _held[key]
@@ -75,32 +98,7 @@ def _release(taken: list[int]) -> None:
                 _held[key] = (thing, attribute, before, holders - 1)
                 continue
             del _held[key]
-            if getattr(thing, attribute) != before:
+            if attribute == "data" and not torch.equal(thing.data, before):
+                thing.data.copy_(before)
+            elif attribute != "data" and getattr(thing, attribute) != before:
                 setattr(thing, attribute, before)
-
-
-def _compiled(module: nn.Module) -> bool:
-    return any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in module.modules())
-
-
-class _Eager:
-    """`torch.compiler.set_stance` is one switch for the process; the last holder turns it back."""
-
-    holders = 0
-    stance: Any = None
-
-
-@contextlib.contextmanager
-def _eager() -> Iterator[None]:
-    with _lock:
-        if _Eager.holders == 0:
-            _Eager.stance = torch.compiler.set_stance("force_eager")
-            _Eager.stance.__enter__()
-        _Eager.holders += 1
-    try:
-        yield
-    finally:
-        with _lock:
-            _Eager.holders -= 1
-            if _Eager.holders == 0:
-                _Eager.stance.__exit__(None, None, None)

@@ -170,6 +170,11 @@ def _matrix(output: Tensor) -> Float[Tensor, "batch classes"]:
             "Channel('output', class) for its mean over positions, Neuron('output', class, row, column) for one, "
             "SegmentationClass(class) for the region where the network sees the class"
         )
+    if not output.is_floating_point():
+        raise UsageError(
+            f"the output holds {str(output.dtype).removeprefix('torch.')}, not scores of classes as real numbers; wrap the "
+            "network so that it returns scores, or choose another target, such as Channel(address, channel)"
+        )
     return output
 
 
