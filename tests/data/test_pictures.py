@@ -1,6 +1,8 @@
 """Every way a picture is stored comes out as the right pixels, or as one clear line."""
 
+import ctypes
 import io
+import os
 import struct
 import threading
 import warnings
@@ -134,6 +136,15 @@ def test_orientation_of_16_bit_gray(tmp_path):
     exif[0x0112] = 6
     path = saved(Image.fromarray(GRAY.astype(np.uint16) * 257), tmp_path / "a.png", exif=exif)
     assert np.array_equal(pixels(path, mode="L"), np.rot90(GRAY, -1))
+
+
+def test_what_was_read_is_read_again_as_it_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = read_picture(saved(Image.fromarray(COLOR), tmp_path / "a.png", exif=exif))
+    assert np.array_equal(pixels(upright), np.asarray(upright))
+    key = read_picture(saved(Image.fromarray(GRAY), tmp_path / "b.png", transparency=int(GRAY[0, 0])), mode="L")
+    assert np.array_equal(pixels(key, mode="L"), np.asarray(key))
 
 
 # transparency and palettes
@@ -371,6 +382,38 @@ def test_size_is_checked_before_decoding(tmp_path):
     path = saved(Image.new("RGB", (200, 100)), tmp_path / "a.png")
     with pytest.raises(ImageError, match=r"at most 0\.01 are read"):
         read_picture(path, max_megapixels=0.01)
+
+
+LARGE = np.random.default_rng(1).integers(0, 256, (2000, 1500, 3), dtype=np.uint8)
+HUGE: dict = {  # each as it is stored, for 4 times what its three channels take
+    "a.png": lambda: np.dstack([LARGE, LARGE[..., 0]]),
+    "b.png": lambda: np.dstack([LARGE[..., 0], LARGE[..., 1]]),
+    "c.tif": lambda: LARGE[..., 0].astype(np.float32),
+    "d.tif": lambda: LARGE[..., 0].astype(np.uint16) * 257,
+    "e.ppm": lambda: LARGE[..., 0].astype(np.uint16) * 257,
+    "f.webp": lambda: np.full_like(LARGE, 9),
+}
+
+
+@pytest.mark.parametrize("name", HUGE)
+def test_reading_takes_at_most_four_times_the_room_of_the_picture(tmp_path, name):
+    status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not status.exists() or not os.access(peak, os.W_OK):
+        pytest.skip("this system does not tell how much memory a process took")
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", lambda keep: None)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = saved(Image.fromarray(HUGE[name]()), tmp_path / name, **({} if name == "e.ppm" else {"exif": exif}))
+
+    def memory(word):
+        return next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line.startswith(word))
+
+    read_picture(path)
+    trim(0)  # else what was freed before is taken again, unseen
+    before = memory("VmRSS")
+    peak.write_text("5")
+    read_picture(path)
+    assert memory("VmHWM") - before <= 4.2 * LARGE.nbytes  # 0.2: blocks, and what Python itself takes
 
 
 def test_threads_read_side_by_side_and_leave_warnings_as_they_were():

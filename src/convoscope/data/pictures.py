@@ -1,6 +1,7 @@
 """Read one picture from anywhere: right pixels, or one clear line that says why not."""
 
 import io
+import math
 import os
 import stat
 import threading
@@ -55,15 +56,19 @@ def read_picture(
     if mode not in ("RGB", "L"):
         raise UsageError(f"mode {mode!r}; expected 'RGB' or 'L'")
     if isinstance(source, np.ndarray):
-        name = "the array"
         picture = _from_array(source, max_megapixels)
     else:
         with _silence(), _opened(source) as (picture, name):
             _check_size(picture.size, name, max_megapixels)
-            picture = _decoded(picture, name)
+            _load(picture, name)
+            turn = _turn(picture)
+            picture = _plain(picture, name)  # from here on a picture goes when the next one is there: two at a time, not four
+            picture = picture if turn is None else picture.transpose(turn)
     if "A" in picture.getbands():
         picture = _flattened(picture, background)
-    return picture if picture.mode == mode else picture.convert(mode)
+    picture = picture if picture.mode == mode else picture.convert(mode)
+    pixels = picture.im.copy() if picture is source else picture.im
+    return Image.Image()._new(pixels)  # without what its file says of rotation and transparency: that is done
 
 
 # sources
@@ -101,18 +106,16 @@ def _opened(source: Any) -> Iterator[tuple[Image.Image, str]]:
     elif isinstance(source, str | os.PathLike):
         path = Path(source)
         name = repr(str(path))
-        with _open_path(path, name) as file, _open_header(file, name) as picture:
-            yield picture, name
+        with _open_path(path, name) as file:
+            yield _open_header(file, name), name
     elif isinstance(source, bytes | bytearray | memoryview):
-        with _open_header(io.BytesIO(source), "the bytes given") as picture:
-            yield picture, "the bytes given"
+        yield _open_header(io.BytesIO(source), "the bytes given"), "the bytes given"
     elif hasattr(source, "read"):
         name = repr(str(getattr(source, "name", "the file given")))
         content = source.read()
         if not isinstance(content, bytes):
             raise ImageError(f"{name} is open as text; open it with mode 'rb'")
-        with _open_header(io.BytesIO(content), name) as picture:
-            yield picture, name
+        yield _open_header(io.BytesIO(content), name), name
     else:
         kind = type(source).__name__
         expected = "a path, bytes, an open file, a PIL picture or an array"
@@ -200,21 +203,32 @@ def _check_size(size: tuple[int, int], name: str, max_megapixels: float) -> None
         )
 
 
-def _decoded(picture: Image.Image, name: str) -> Image.Image:
-    """The upright pixels in one of the modes L, LA, RGB, RGBA."""
+class _Once:
+    """A decoder that is used once and gone then: those of WebP and AVIF hold two more pictures beside the one they give."""
+
+    def __init__(self, decoder: Any) -> None:
+        self._decoder = [decoder]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder.pop(), name)
+
+    def reset(self) -> None:
+        """There is nothing to go back to."""
+
+
+def _load(picture: Image.Image, name: str) -> None:
     bounded = getattr(picture, "fp", None)
     try:
         if isinstance(bounded, Bounded):
             check_after(picture, bounded.file, name)
             bounded.allow(picture)
+            if hasattr(picture, "_decoder"):
+                picture._decoder = _Once(picture._decoder)
         picture.load()
     except ConvoscopeError:
         raise
     except Exception as error:  # Pillow's decoders raise anything on damaged data
         raise ImageError(f"{name} is damaged or cut off: {_reason(error)}") from None
-    turn = _turn(picture)
-    plain = _plain(picture, name)
-    return plain.transpose(turn) if turn is not None else plain
 
 
 def _turn(picture: Image.Image) -> Image.Transpose | None:
@@ -229,18 +243,19 @@ def _turn(picture: Image.Image) -> Image.Transpose | None:
 
 
 def _plain(picture: Image.Image, name: str) -> Image.Image:
+    """The same pixels in one of the modes L, LA, RGB, RGBA."""
     mode = picture.mode
     if mode == "I" or mode.startswith("I;"):
         return _from_integers(picture, name)
     if mode == "F":
-        values = _bytes_from_floats(np.asarray(picture), name, file=True)
+        values = _bytes_from_floats(_Rows(picture), name, file=True)
         return Image.fromarray(255 - values if _counts_from_white(picture) else values)
     if mode == "La":
         return picture.convert("LA")
     if "transparency" in picture.info or mode in ("PA", "RGBa"):
         return picture.convert("RGBA").convert("LA") if mode in ("L", "1") else picture.convert("RGBA")
     if mode in ("L", "LA", "RGB", "RGBA"):
-        return picture.copy()
+        return picture
     if mode == "1":
         return picture.convert("L")
     if mode in ("P", "CMYK", "YCbCr", "HSV", "RGBX"):
@@ -248,26 +263,37 @@ def _plain(picture: Image.Image, name: str) -> Image.Image:
     raise ImageError(f"{name} has pixels of mode {mode!r}, which cannot be shown; convert it to RGB")
 
 
+class _Rows:
+    """The values of a picture, some rows at a time: NumPy's array of a whole picture takes three times its room."""
+
+    def __init__(self, picture: Image.Image) -> None:
+        self.picture, self.shape = picture, (picture.height, picture.width)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        start, stop, _ = rows.indices(self.shape[0])
+        return np.asarray(self.picture.crop((0, start, self.shape[1], stop)))
+
+
 def _from_integers(picture: Image.Image, name: str) -> Image.Image:
     """16-bit gray. Pillow's own conversion to 8 bit clips at 255: it makes nearly all of it white."""
-    values = np.asarray(picture)
+    values = _Rows(picture)
     white = 65535
     bits = _tiff_tag(picture, 258)
     if bits is not None and bits < 16:
         white = 2**bits - 1
     # Pillow reads 16-bit PPM (and PNG, in some versions) as mode I; elsewhere I is 32 bits without a white.
     if picture.mode == "I" and picture.format not in ("PNG", "PPM"):
+        low, high = picture.getextrema()
         raise ImageError(
-            f"{name} has 32-bit integer pixels from {values.min()} to {values.max()}, "
+            f"{name} has 32-bit integer pixels from {low} to {high}, "
             "and nothing says which value is white; convert it to 8 or 16 bits"
         )
-    key = picture.info.get("transparency")
-    opaque = None if not isinstance(key, int) else np.where(values == key, 0, 255).astype(np.uint8)
     gray = Image.fromarray(_by_blocks(values, lambda v: (v.astype(np.int64).clip(0, white) * 510 + white) // (2 * white)))
     if _counts_from_white(picture):
         gray = ImageChops.invert(gray)
-    if opaque is not None:
-        gray.putalpha(Image.fromarray(opaque))
+    key = picture.info.get("transparency")
+    if isinstance(key, int):
+        gray.putalpha(Image.fromarray(_by_blocks(values, lambda v: np.where(v == key, 0, 255))))
     return gray
 
 
@@ -281,10 +307,13 @@ def _tiff_tag(picture: Image.Image, tag: int) -> Any:
     return value[0] if isinstance(value, tuple) and value else value
 
 
-def _bytes_from_floats(values: np.ndarray, name: str, file: bool) -> np.ndarray:
-    low, high = float(values.min()), float(values.max())
-    if not np.isfinite(values).all():
-        raise ImageError(f"{name} contains NaN or infinite pixels")
+def _bytes_from_floats(values: Any, name: str, file: bool) -> np.ndarray:
+    low, high = np.inf, -np.inf
+    for block in _blocks(values):
+        part = values[block]
+        if not np.isfinite(part).all():
+            raise ImageError(f"{name} contains NaN or infinite pixels")
+        low, high = min(low, float(part.min())), max(high, float(part.max()))
     if low < 0 or high > (255 if file else 1):
         tensor = "0..1; a tensor that is already in the network's input space needs no reading"
         expected = "0..1 or 0..255" if file else tensor
@@ -292,12 +321,17 @@ def _bytes_from_floats(values: np.ndarray, name: str, file: bool) -> np.ndarray:
     return _by_blocks(values, lambda v: np.rint(v.astype(np.float64) * (255 if high <= 1 else 1)))
 
 
-def _by_blocks(values: np.ndarray, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Bytes of values, a few rows at a time: wide numbers of a whole picture would take eight times its room."""
+def _blocks(values: Any) -> Iterator[slice]:
+    """A few rows at a time: wide numbers of a whole picture would take eight times its room."""
+    rows = max(1, BLOCK // max(1, math.prod(values.shape[1:])))
+    return (slice(start, start + rows) for start in range(0, values.shape[0], rows))
+
+
+def _by_blocks(values: Any, convert: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Bytes of values."""
     out = np.empty(values.shape, np.uint8)
-    rows = max(1, BLOCK // max(1, values[0].size))
-    for start in range(0, len(values), rows):
-        out[start : start + rows] = convert(values[start : start + rows])
+    for block in _blocks(values):
+        out[block] = convert(values[block])
     return out
 
 
@@ -329,7 +363,7 @@ def _from_array(array: np.ndarray, max_megapixels: float) -> Image.Image:
 def _flattened(picture: Image.Image, background: Color) -> Image.Image:
     gray = picture.mode == "LA" and background[0] == background[1] == background[2]
     ground = Image.new("L" if gray else "RGB", picture.size, background[0] if gray else background)
-    ground.paste(picture.convert(ground.mode), mask=picture.getchannel("A"))
+    ground.paste(picture.convert("L") if gray else picture, mask=picture.getchannel("A"))
     return ground
 
 
