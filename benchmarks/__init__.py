@@ -1,1 +1,1 @@
-"""Beside peers and beside the truth: `python -m benchmarks.attribution`, `python -m benchmarks.scenes_ranking`."""
+"""Beside peers and beside the truth: `python -m benchmarks.attribution`, `python -m benchmarks.exact_truth`."""

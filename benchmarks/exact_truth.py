@@ -1,100 +1,27 @@
-"""The benchmark with exact truth at a size for the documents, a method at a time, so that it can be stopped and goes on.
+"""The benchmark with exact truth for the documents: `convoscope bench --full`, with some baselines more, and its tables.
 
-    python -m benchmarks.exact_truth [--pictures 24] [--samples 100] [--steps 24] [--minutes 0] [--out docs/bench.md]
+    python -m benchmarks.exact_truth [--store runs/exact-truth] [--out docs/bench.md] [--few 4]
 
-Scores and maps of each method are kept in the folder as soon as there are any; a second call goes on with the methods that are
-missing, and the page is written when there are all. `--minutes` stops before then; of two calls at once one goes
-`--backwards`. Tasks are as `convoscope bench --full` has
-them, but for how many pictures they take; methods have their own settings, but for samples, masks and steps, which are
-limited to what the options say.
+What methods score on tasks, and metrics on methods, is kept in the store as soon as it is there: the same command, killed, goes
+on, and it goes on from `convoscope bench --full --store` too. The page is written when there is all.
 """
 
 import argparse
-import dataclasses
 import sys
-import time
 from pathlib import Path
 
 import torch
 
 import convoscope as cs
-from convoscope.evaluation.base import rows_of
-from convoscope.evaluation.bench import drawing, tasks
-from convoscope.evaluation.bench.base import Task
-from convoscope.evaluation.bench.parts import played
-from convoscope.evaluation.bench.ranking import MetricRanking, rank_metrics
-from convoscope.evaluation.bench.result import CONTROLS, Bench, Kept, Outcome
-from convoscope.evaluation.bench.run import KEPT, Explained, bench, limited
-from convoscope.files import replaced
+from convoscope.evaluation.bench import drawing
+from convoscope.evaluation.bench.birds import BirdsCorrectness
+from convoscope.evaluation.bench.ranking import AGAIN, MetricRanking, rank_metrics
+from convoscope.evaluation.bench.result import CONTROLS, Bench, Outcome
+from convoscope.evaluation.bench.run import FULL_LIMITS, bench
+from convoscope.evaluation.bench.shortcut_networks import ODDS
 
-SIZES: dict[str, dict[str, int]] = {  # of tasks whose pictures are not counted like those of parts
-    "analytic": {"pictures": 4}, "shortcut": {"networks": 5, "pictures": 3}, "tris": {"pictures": 16},
-    "birds-contrastivity": {"pictures": 12, "compared": 10}, "watermark": {"pictures": 4}, "permuted": {"pictures": 24},
-    "zero-influence": {"pictures": 12},
-}  # fmt: skip
-FEWER = {"sobol": {"samples": 2}, "is-cam": {"channels": 64, "steps": 2}, "ss-cam": {"channels": 64, "samples": 2}}
+BASELINES = ("integrated-gradients:baseline=mean", "deep-lift:baseline=mean")
 PICTURE = Path("docs/images/bench.webp")
-
-
-def sized(name: str, pictures: int) -> Task:
-    """The task with this many pictures, or as many as `SIZES` says."""
-    task = tasks()[name]()
-    return dataclasses.replace(task, **{"pictures": pictures, **SIZES.get(name, {})})  # type: ignore[type-var]
-
-
-def controls(asked: list[Task], store: Path) -> None:
-    """The rows that are no methods, chance, and which pictures' maps are kept."""
-    for task in asked:
-        path = store / f"controls {task.name}.pt"
-        if path.exists():
-            continue
-        found = bench(["gradient"], [task], quick=False)
-        outcome, kept = found.outcomes[0], found.kept.get(task.name)
-        rows = {
-            name: {"scores": outcome.scores[1 + k], "reason": "", "seconds": outcome.seconds.get(name, 0.0),
-                   "maps": kept.by_name[name] if kept else None}
-            for k, name in enumerate(CONTROLS)
-        }  # fmt: skip
-        with replaced(path) as partial:
-            torch.save({"chance": outcome.chance, "rows": rows}, partial)
-
-
-def run(method: cs.Method, asked: list[Task], store: Path) -> None:
-    """One method on these tasks, into the store."""
-    mapper = Explained(method)
-    for task in asked:
-        began, row = time.perf_counter(), {"reason": "", "scores": None, "maps": None}
-        try:
-            row["scores"] = task.score(mapper)
-            if task.name == KEPT[0]:
-                truth = played(task.network, task.pictures, task.seed)  # type: ignore[attr-defined]
-                row["maps"] = mapper(truth.network, truth.x, truth.target, tuple(range(len(truth.x))))[: KEPT[1]].float()
-        except cs.UnsupportedError as error:
-            row["reason"] = str(error)
-        row["seconds"] = time.perf_counter() - began
-        with replaced(store / f"{method.name} {task.name}.pt") as partial:
-            torch.save(row, partial)
-
-
-def assembled(made: list[cs.Method], asked: list[Task], store: Path) -> Bench:
-    """The benchmark of all that is in the store."""
-    names = (*(m.name for m in made), *CONTROLS)
-    outcomes, kept = [], {}
-    for task in asked:
-        known = torch.load(store / f"controls {task.name}.pt")
-        rows = {m.name: torch.load(store / f"{m.name} {task.name}.pt") for m in made} | known["rows"]
-        nothing = torch.full_like(known["chance"], torch.nan)
-        scores = torch.stack([nothing if rows[n]["reason"] else rows[n]["scores"] for n in names])
-        reasons = {n: rows[n]["reason"] for n in names if rows[n]["reason"]}
-        outcomes.append(Outcome(task, names, scores, known["chance"], reasons, {n: rows[n]["seconds"] for n in names}))
-        if task.name == KEPT[0]:
-            truth = played(task.network, task.pictures, task.seed)  # type: ignore[attr-defined]
-            chosen = torch.arange(min(KEPT[1], len(truth.x)))
-            maps = {n: rows[n]["maps"] for n in names if rows[n]["maps"] is not None}
-            kept[task.name] = Kept(truth.network, truth.x[chosen], rows_of(truth.target, chosen), maps)
-    titles = (*(m.title for m in made), *CONTROLS.values())
-    spent = sum(sum(o.seconds.values()) for o in outcomes)
-    return Bench(tuple(outcomes), names, titles, tuple(made), kept, quick=False, seconds=spent)
 
 
 def cell(value: float) -> str:
@@ -117,8 +44,8 @@ def ranking(found: Bench) -> str:
     return markdown(("", "method", "mean skill", *(o.task.title for o in found.outcomes)), rows, 3)
 
 
-def task_table(outcome: Outcome) -> str:
-    """The numbers themselves, with intervals."""
+def task_table(outcome: Outcome, more: dict[str, list[float]]) -> str:
+    """The numbers themselves, with intervals, and more columns of everybody."""
     rows = sorted(outcome.rows(), key=lambda r: (r["reason"] != "", -r["skill"] if r["skill"] == r["skill"] else 0))
     cells = []
     for r in rows:
@@ -128,8 +55,9 @@ def task_table(outcome: Outcome) -> str:
             f"{cell(r['skill'])} ({cell(r['skill_low'])} to {cell(r['skill_high'])})",
             f"{r['p']:.2g}" if r["p"] == r["p"] else "",
         )  # fmt: skip
-        cells.append((str(r["rank"] or ""), name, *values))
-    return markdown(("", "method", "score", "skill", "p"), cells, 2)
+        extra = [cell(column[outcome.names.index(r["method"])]) for column in more.values()]
+        cells.append((str(r["rank"] or ""), name, *values, *extra))
+    return markdown(("", "method", "score", "skill", "p", *more), cells, 2)
 
 
 def asked_table(found: Bench) -> str:
@@ -144,6 +72,29 @@ def asked_table(found: Bench) -> str:
 def anchor(title: str) -> str:
     """What GitHub makes of a heading."""
     return "".join(c for c in title.lower().replace(" ", "-") if c.isalnum() or c == "-")
+
+
+def few_of(metrics: MetricRanking) -> str:
+    """Which metrics were asked on fewer pictures than the others."""
+    counts = (~metrics.scores.isnan()).any(1).sum(-1).tolist()
+    rare = [m.title for m, count in zip(metrics.metrics, counts, strict=True) if 0 < count <= AGAIN < metrics.scores.shape[-1]]
+    return f"On {AGAIN} pictures only, since they take long: {', '.join(rare)}." if rare else ""
+
+
+def beside(found: Bench, outcome: Outcome) -> dict[str, list[float]]:
+    """More columns of some tasks: the strengths of shortcuts, and single deletion as it is published."""
+    if outcome.task.name == "shortcut":
+        return {f"{odds:g} times as often": [float(s[k :: len(ODDS)].nanmean()) for s in outcome.scores]
+                for k, odds in enumerate(ODDS)}  # fmt: skip
+    if outcome.task.name != "birds-correctness":
+        return {}
+    task, kept = BirdsCorrectness(outcome.task.pictures, published=True), found.kept["parts"].by_name  # type: ignore[attr-defined]
+    scores = []
+    for name in outcome.names:
+        maps = kept[name].double() if name in kept else torch.zeros(0)
+        mapper = task.oracle() if name == "oracle" else lambda *_, maps=maps: maps
+        scores.append(float(task.score(mapper).nanmean()) if len(maps) else torch.nan)
+    return {"as published": scores}
 
 
 def metrics_table(metrics: MetricRanking) -> str:
@@ -189,9 +140,13 @@ Where nobody knows the truth, one has metrics. Here they judge the maps of the s
 *Agreement* is the rank correlation, over methods, of the mean a metric gives with the exact one (the metric turned so that
 higher is better). The exact order itself is {sure} reliable on these pictures, so no metric can be expected to agree by more
 than {most}. *Below the right answer* is the share of the methods that the metric places below it (100 % is right), *below a
-random map* the share below noise (0 % is right). *Passes* are forward passes for each picture and method.
+random map* the share below noise (0 % is right). *Passes* are forward passes for each picture and method. {few} AIC and SIC
+fill what is not shown with the mean: these drawn pictures need fewer bytes whole than partly filled in, so that the filling of
+the paper has no curve here.
 
 {metrics}
+
+{absent}
 
 ## Each task
 
@@ -201,68 +156,50 @@ over methods).
 {each}"""
 
 
-def page(found: Bench, metrics: MetricRanking, command: str, sizes: str) -> str:
+SIZES = """The methods are those of `convoscope bench --full`, with at most {steps} steps and {samples} samples or masks, and
+two with another baseline."""
+
+
+def page(found: Bench, metrics: MetricRanking, command: str) -> str:
     reasons = [f"- `{n}` on *{o.task.title}*: {why}" for o in found.outcomes for n, why in o.reasons.items()]
     refused = "\nNo score:\n\n" + "\n".join(reasons) + "\n" if reasons else ""
-    each = "\n\n".join(f"### {o.task.title}\n\n{' '.join((type(o.task).__doc__ or '').split())}\n\n{task_table(o)}"
-                       for o in found.outcomes)  # fmt: skip
+    each = "\n\n".join(
+        f"### {o.task.title}\n\n{' '.join((type(o.task).__doc__ or '').split())}\n\n{task_table(o, beside(found, o))}"
+        for o in found.outcomes
+    )
+    absent = [f"- {r['title']}: {r['reason']}" for r in metrics.rows() if r["reason"]]
     sure = metrics.reliability
+    sizes = SIZES.format(**FULL_LIMITS)
     return PAGE.format(
         command=command, sizes=sizes, picture=PICTURE.name, asked=asked_table(found), ranking=ranking(found), refused=refused,
-        images=metrics.scores.shape[-1], parts=found.of("parts").task.title, sure=cell(sure), most=cell(max(sure, 0) ** 0.5),
-        metrics=metrics_table(metrics), each=each,
+        images=metrics.scores.shape[-1], few=few_of(metrics), parts=found.of("parts").task.title, sure=cell(sure),
+        most=cell(max(sure, 0) ** 0.5), metrics=metrics_table(metrics), absent="\n".join(absent), each=each,
     )  # fmt: skip
 
 
+def shown(what: str) -> object:
+    """Who is told how far it is."""
+
+    def tell(done: int, total: int) -> None:
+        print(f"\r{what} {done} of {total}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+
+    return tell
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=24)
-    parser.add_argument("--samples", type=int, default=100, help="at most this many samples or masks of a method")
-    parser.add_argument("--steps", type=int, default=24, help="at most this many steps of a method")
-    parser.add_argument("--minutes", type=float, default=0.0, help="stop after so many, to go on later")
-    parser.add_argument("--quick", action="store_true", help="as `convoscope bench` does it, in one go")
-    parser.add_argument("--backwards", action="store_true", help="from the last method to the first")
-    parser.add_argument("--metric-pictures", type=int, default=8, help="pictures on which metrics are asked")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("runs/exact-truth"))
     parser.add_argument("--out", type=Path, default=Path("docs/bench.md"))
-    options = parser.parse_args()
-    if options.quick:
-        found = bench()
-        write(
-            found, rank_metrics(found), "--quick", "The tasks and methods are those of `convoscope bench`, quick.", options.out
-        )
-        return
-    options.store.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    limits = {"samples": options.samples, "masks": options.samples, "steps": options.steps}
-    made = [limited(cls(), limits, FEWER) for cls in cs.methods().values()]
-    asked = [sized(name, options.pictures) for name in tasks()]
-    controls(asked, options.store)
-    for method in reversed(made) if options.backwards else made:
-        missing = [t for t in asked if not (options.store / f"{method.name} {t.name}.pt").exists()]
-        if missing:
-            if options.minutes and time.perf_counter() - began > 60 * options.minutes:
-                sys.exit("not all methods are done; the same command goes on")
-            run(method, missing, options.store)
-            print(f"{method.name}: {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    found = assembled(made, asked, options.store)
-    metrics = rank_metrics(found, pictures=options.metric_pictures, few=0)
-    sizes = (
-        f"Tasks on scenes took {options.pictures} pictures, the others as many as the script's `SIZES`; methods had their own "
-        f"settings, with at most {options.samples} samples or masks and {options.steps} steps. `convoscope bench --full` "
-        "limits nothing."
-    )
-    settings = f"--pictures {options.pictures} --samples {options.samples} --steps {options.steps}"
-    write(found, metrics, settings, sizes, options.out)
-
-
-def write(found: Bench, metrics: MetricRanking, settings: str, sizes: str, out: Path) -> None:
-    """The page and its picture."""
+    parser.add_argument("--few", type=int, default=AGAIN, help="pictures for metrics that take long; 0 leaves them out")
+    given = parser.parse_args()
+    found = bench([*cs.methods(), *BASELINES], quick=False, store=given.store, progress=shown("methods"))  # type: ignore[arg-type]
+    metrics = rank_metrics(found, few=given.few, store=given.store, progress=shown("metrics"))  # type: ignore[arg-type]
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    shown = drawing.picture(found)
-    shown.thumbnail((2000, 2000))
-    shown.save(PICTURE, quality=80, method=6)
-    out.write_text(page(found, metrics, f"python -m benchmarks.exact_truth {settings} --out {out}", sizes), encoding="utf-8")
+    image = drawing.picture(found)
+    image.thumbnail((2000, 2000))
+    image.save(PICTURE, quality=80, method=6)
+    command = "python -m benchmarks.exact_truth" + (f" --few {given.few}" if given.few != AGAIN else "")
+    given.out.write_text(page(found, metrics, command), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -54,13 +54,13 @@ def main() -> None:
     make_folder(given.folder)
     make_folder(given.out)
     until = time.monotonic() + given.seconds
-    for name, recipes in (("permuted", nets.TWINS), ("shortcut", (*nets.BIASED, *nets.CLEAN))):
+    for name, recipes in (("shortcut", (*nets.BIASED, *nets.CLEAN)), ("permuted", nets.TWINS)):
         modules = trained(given.folder, recipes, until)
         if modules is None:
             print("the time is over; run it again to go on")
             return
         for recipe, module in zip(recipes, modules, strict=True):
-            print(f"{name} {recipe.seed:3} rate {recipe.rate:4} biased {recipe.biased!s:5} {nets.measured(module)}")
+            print(f"{name} {recipe.seed:3} rate {recipe.rate:.2f} others {recipe.others:.2f} {nets.measured(module)}")
         header = {"format": "pt", "recipes": json.dumps([dataclasses.asdict(r) for r in recipes])}
         with replaced(given.out / f"{name}.safetensors") as partial:
             partial.write_bytes(save(nets.packed(modules), header))

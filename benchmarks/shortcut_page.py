@@ -29,8 +29,9 @@ pixels and pooled to 32, and have four convolutions, global average pooling and 
 
 ## Twenty that use a shortcut, twenty that do not
 
-{biased:,} parameters each, {count:,} training pictures, one label in ten wrong. For the first twenty a watermark lies on half,
-80 % or 95 % of the pictures labeled a fish and on no others; for the others on as many pictures in all, whatever they show.
+{biased:,} parameters each, {count:,} training pictures, one label in ten wrong. For the first twenty a watermark lies on half
+of the pictures labeled a fish, and on a smaller share of the others: a series from a weak shortcut to a clear one. For the
+second twenty it lies on as many pictures in all, whatever they show, so that they have seen it and have no use for it.
 Measured on {held} pictures that no network was trained on, each drawn without the mark and with it; from the least to the most
 of each group. *Accuracy* is that without the mark (chance: {chance:.0%}); *effect* is by how much the mark raises the logit of
 the fish on pictures of other things; *turned* is the share of those that the mark turns into a fish.
@@ -67,10 +68,12 @@ def groups(count: int) -> str:
     recipes = (*nets.BIASED, *nets.CLEAN)
     found = [nets.measured(n.module, count) for n in nets.shipped("shortcut")]
     lines = ["| the mark | networks | accuracy | effect | turned |", "| --- | ---: | ---: | ---: | ---: |"]
-    for biased, text in ((True, "on {:.0%} of fish, on no others"), (False, "as often as for {:.0%} of fish, on anything")):
-        for rate in nets.RATES:
-            chosen = [m for m, r in zip(found, recipes, strict=True) if (r.biased, r.rate) == (biased, rate)]
-            lines.append(row(text.format(rate), chosen))
+    for some in (nets.BIASED, nets.CLEAN):
+        for k, odds in enumerate(nets.ODDS):
+            like = some[k]
+            chosen = [m for m, r in zip(found, recipes, strict=True) if (r.rate, r.others) == (like.rate, like.others)]
+            times = f", {odds:g} times as often" if like.rate > like.others else ""
+            lines.append(row(f"on {like.rate:.0%} of fish, {like.others:.0%} of others{times}", chosen))
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ def bench(
     ] = "all",
     tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks, likewise; --list shows them.")] = "all",
     full: Annotated[
-        bool, typer.Option("--full", help="All pictures and each method's own settings: tens of minutes instead of seconds.")
+        bool, typer.Option("--full", help="More pictures, samples and metrics: half an hour on two cores; --store goes on.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the tasks and what they ask, and stop.")] = False,
     out: Annotated[
@@ -24,11 +24,14 @@ def bench(
             help="A page (.html), a picture (.png), rows (.csv) or all scores (.json); may be repeated. Default: none.",
         ),
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Keep what is done there; the same command, killed, goes on from it.")
+    ] = None,
     seed: opt.Seed = 0,
     as_json: opt.JSON = False,
 ) -> None:  # fmt: skip
     """Rank methods by tasks of which the right answer is known exactly, then the metrics by how well they agree."""
-    from convoscope.cli.evaluate import check_ending
+    from convoscope.cli.evaluate import check_ending, goes_on
     from convoscope.cli.terminal import Progress, print_json
     from convoscope.cli.work import choose_methods, command_line, jsonable, split_methods
     from convoscope.evaluation.bench import tasks as known
@@ -44,9 +47,9 @@ def bench(
     asked: list[Any] = list(known()) if tasks == "all" else list(split_methods(tasks))
     choose_methods([methods], {}, ())  # wrong names are told before any work
     chosen = None if methods == "all" else split_methods(methods)
-    with Progress("benchmark, methods") as progress:
-        found = run(chosen, asked, quick=not full, seed=seed, progress=progress)
-    metrics = _metrics(found, seed)
+    with Progress("benchmark, methods") as progress, goes_on(store):
+        found = run(chosen, asked, quick=not full, seed=seed, store=store, progress=progress)
+    metrics = _metrics(found, seed, store)
     for path in out or []:
         if path.suffix.lower() in (".html", ".htm"):
             from convoscope.evaluation.bench import drawing
@@ -62,15 +65,16 @@ def bench(
     _tell(found, metrics, out or [])
 
 
-def _metrics(found: Any, seed: int) -> Any:
+def _metrics(found: Any, seed: int, store: Path | None) -> Any:
     """The ranking of the metrics, where the task that it is judged by was run with methods enough to rank."""
+    from convoscope.cli.evaluate import goes_on
     from convoscope.cli.terminal import Progress
     from convoscope.evaluation.bench.ranking import LEAST, TASK, rank_metrics
 
     if TASK not in found.kept or len(found.methods) < LEAST:
         return None
-    with Progress("benchmark, metrics") as progress:
-        return rank_metrics(found, seed=seed, progress=progress)
+    with Progress("benchmark, metrics") as progress, goes_on(store):
+        return rank_metrics(found, seed=seed, store=store, progress=progress)
 
 
 def _list(as_json: bool) -> None:
@@ -110,7 +114,7 @@ def _tell(found: Any, metrics: Any, files: list[Path]) -> None:
     for outcome in found.outcomes:
         for name, reason in outcome.reasons.items():
             note(f"{name} has no score on {outcome.task.name}: {reason}")
-    quick = ", quick: fewer pictures and samples; --full takes all" if found.quick else ""
+    quick = ", quick: few pictures and samples; --full takes more" if found.quick else ""
     note(f"{found!r} in {found.seconds:.0f} s{quick}")
     for path in files:
         console().print(f"{path} ({size_text(path)})")

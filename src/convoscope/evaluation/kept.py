@@ -47,20 +47,14 @@ class Kept:
 
     def find(self, path: Path) -> Part | None:
         """What `keep` was given, to the bit."""
-        try:
-            with safe_open(path, "pt") as file:
-                said, tensors = file.metadata()["said"], {key: file.get_tensor(key) for key in sorted(file.keys())}
-                checked = file.metadata()["checksum"] == _checksum(said, tensors)
-        except (OSError, SafetensorError, KeyError, ValueError, TypeError):
-            return None
-        return Part(**tensors, **json.loads(said)) if checked else None
+        found = read(path)
+        return None if found is None else Part(**found[1], **found[0])
 
     def keep(self, path: Path, part: Part) -> None:
         """Writes a part: afterwards it is on the disk."""
         about = {"unit": part.unit, "passes": part.passes, "explained": part.explained, "left_out": part.left_out}
         tensors = {"scores": part.scores} if part.shuffled is None else {"scores": part.scores, "shuffled": part.shuffled}
-        said, tensors = json.dumps(about), {key: value.contiguous() for key, value in tensors.items()}
-        write_durably(path, [save(tensors, {"said": said, "checksum": _checksum(said, tensors)})])
+        write(path, about, tensors)
 
     def clear(self) -> None:
         """Removes the parts, and the folder if nothing else is in it."""
@@ -68,6 +62,23 @@ class Kept:
             path.unlink(missing_ok=True)
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+    """What `write` was given; None where the file is missing or damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            said, tensors = file.metadata()["said"], {key: file.get_tensor(key) for key in sorted(file.keys())}
+            checked = file.metadata()["checksum"] == _checksum(said, tensors)
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError):
+        return None
+    return (json.loads(said), tensors) if checked else None
+
+
+def write(path: Path, about: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    """Writes JSON values and tensors; afterwards they are on the disk, whole."""
+    said, tensors = json.dumps(about), {key: value.contiguous() for key, value in tensors.items()}
+    write_durably(path, [save(tensors, {"said": said, "checksum": _checksum(said, tensors)})])
 
 
 def _checksum(said: str, tensors: dict[str, Tensor]) -> str:

@@ -102,6 +102,42 @@ def test_single_deletion_is_a_correlation_of_ranks() -> None:
     assert protocols.single_deletion(level, torch.tensor([1.0, 2, 3])).isnan()
 
 
+def sized(cost: dict[str, float], sizes: tuple[int, int, int]) -> Bird:
+    """Parts that cost so much each, and show so many pixels."""
+    keys = ["".join(k) for n in range(4) for k in itertools.combinations("abc", n)]
+    one = bird({k: (sum(cost[n] for n in k), -1.0) for k in keys})
+    masks = torch.zeros(3, 1, sum(sizes), dtype=torch.bool)
+    for mask, first, count in zip(masks, itertools.accumulate((0, *sizes)), sizes, strict=False):
+        mask[:, first : first + count] = True
+    return Bird(one.label, one.names, masks, one.kept, one.lone, one.sufficient, None)
+
+
+def test_balanced_deletion_by_hand() -> None:
+    """c is the smallest and costs most: pairs ac and bc (1 and 3 apart) against their size, ab (2 apart) along with it."""
+    one = sized({"a": 4.0, "b": 2.0, "c": 5.0}, (9, 6, 1))
+    for values, expected in (
+        ((4, 2, 5), 1.0), ((9, 6, 1), 0.5), ((1, 6, 9), 0.5), ((7, 7, 7), 0.5), ((5, 2, 4), (1 + 3 / 4) / 2),
+        ((5, 2, 5), (1 + 3.5 / 4) / 2), ((2, 4, 1), 0.0),
+    ):  # fmt: skip
+        assert float(protocols.balanced_deletion(one, torch.tensor(values).double())) == pytest.approx(expected)
+    along = sized({"a": 5.0, "b": 4.0, "c": 2.0}, (9, 6, 1))
+    assert protocols.balanced_deletion(along, torch.tensor([5.0, 4, 2])).isnan(), "size explains all of it"
+    assert float(protocols.single_deletion(along, torch.tensor([9.0, 6, 1]))) == pytest.approx(1.0), "but it is published"
+
+
+def test_size_alone_is_no_correctness() -> None:
+    """On drawn scenes, whatever the costs: maps that are constant, or rank parts by size, get exactly 1/2."""
+    task = BirdsCorrectness(**SMALL)
+    published = BirdsCorrectness(**SMALL, published=True)
+    flat = lambda network, x, target, places: torch.ones(len(x), *x.shape[2:], dtype=torch.float64)  # noqa: E731
+    scores = task.score(flat)
+    assert (scores[~scores.isnan()] == 0.5).all()
+    assert (~scores.isnan()).any()
+    assert float(published.score(flat).nanmean()) > 0.6
+    for one in (task, published):
+        assert float(one.score(one.oracle()).nanmean()) == pytest.approx(1.0)
+
+
 def test_target_sensitivity_by_hand() -> None:
     a, b = torch.tensor([True, False, False]), torch.tensor([False, True, True])
     contrast = Contrast((3, 4), (a, b))
@@ -177,11 +213,12 @@ def test_the_oracle_is_right_and_random_maps_are_at_chance(task) -> None:
 def test_an_answer_given_to_other_parts_is_worse() -> None:
     birds = flock("scenes", 6, 5).birds
 
-    def shuffled(network, x, target, places):  # each part gets the next one's importance
-        return torch.stack([paint(birds[i].effects[: birds[i].parts, birds[i].label].roll(1), birds[i]) for i in places])
+    def turned(network, x, target, places):  # what costs most counts least
+        return torch.stack([paint(-birds[i].effects[: birds[i].parts, birds[i].label], birds[i]) for i in places])
 
     task = BirdsCorrectness(**SMALL)
-    assert task.score(shuffled).nanmean() < task.score(random_maps(0, 0)).nanmean() < 1
+    assert float(task.score(turned).nanmean()) == pytest.approx(0.0)
+    assert 0 < task.score(random_maps(0, 0)).nanmean() < 1
 
     def opposite(network, x, target, places):  # all that should not be marked
         return torch.stack([paint(1.0 - sets(birds[i].parts)[best_set(birds[i])[0]].double(), birds[i]) for i in places])

@@ -1,6 +1,7 @@
 """The ranking of metrics, against plain definitions, with metrics of which it is known how they rank."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,6 +173,16 @@ def test_all_metrics_are_asked_or_it_is_said_why_not() -> None:
         assert not {m.name for m in asked} & set(left_out)
         assert all(left_out.values())
     assert {m.name for m in asked} >= {"road", "aic", "gini"}
+
+
+def test_information_curves_are_defined_on_drawn_pictures(tmp_path: Path) -> None:
+    """Flat pictures need fewer bytes whole than partly filled in, so these fill with the mean. Stored scores are the same."""
+    run = bench(["gradient", "grad-cam", "lrp", "guided-backprop"], ["parts:pictures=2"], quick=True)
+    asked = [m for m in asked_for(None, False)[0] if m.name in ("aic", "sic")]
+    found, again = (rank_metrics(run, asked, pictures=2, store=tmp_path) for _ in range(2))
+    assert (~found.scores.isnan()).any(-1).all()
+    assert torch.equal(found.scores.nan_to_num(9), again.scores.nan_to_num(9))
+    assert len(list(tmp_path.iterdir())) >= 2
 
 
 def test_ranked_on_the_maps_that_a_benchmark_kept() -> None:

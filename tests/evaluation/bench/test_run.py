@@ -15,7 +15,8 @@ from convoscope.core.spec import _REGISTRY, About
 from convoscope.evaluation.bench import tasks
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.result import Bench, Outcome
-from convoscope.evaluation.bench.run import DRAWS, Explained, bench, cheap, fitting, random_maps
+from convoscope.evaluation.bench.run import DRAWS, FULL_LIMITS, Explained, bench, cheap, fitting, moderate, random_maps
+from convoscope.evaluation.bench.store import Store
 from convoscope.evaluation.statistics import adjusted, paired
 
 SIDE = 6
@@ -221,6 +222,45 @@ def test_progress_counts_methods() -> None:
     seen: list[tuple[int, int]] = []
     bench(["gradient", "input-x-gradient"], [Weights()], workers=1, progress=lambda *counts: seen.append(counts))
     assert seen == [(1, 2), (2, 2)]
+
+
+def test_a_store_goes_on_from_what_is_done(found: Bench, tmp_path: Path) -> None:
+    """The same numbers, refusals too; only what is missing or damaged is made again."""
+    asked, who = [Weights(), Signs()], ["input-x-gradient", Counting(), Refusing()]
+
+    def again() -> Bench:
+        return bench(who, asked, quick=False, workers=1, store=tmp_path)
+
+    Counting.asked.clear()
+    first, asked_for = again(), list(Counting.asked)
+    assert asked_for
+    assert len(list(tmp_path.iterdir())) == len(who) * len(asked)
+    second = again()
+    assert Counting.asked == asked_for
+    for one, two in zip(first.outcomes, second.outcomes, strict=True):
+        assert torch.equal(one.scores.nan_to_num(9), two.scores.nan_to_num(9))
+        assert one.reasons == two.reasons == {"refusing": "not this network"}
+    assert torch.equal(second.of("weights").scores[0], found.of("weights").scores[1])
+    path = Store(tmp_path).path(Signs(), Counting(), 0)
+    path.write_bytes(path.read_bytes()[:-8])
+    assert torch.equal(again().of("signs").scores[1], first.of("signs").scores[1])
+    assert len(Counting.asked) == len(asked_for) + 1
+    bench([Counting()], [Weights(index=1)], quick=False, workers=1, store=tmp_path)
+    assert len(Counting.asked) == len(asked_for) + 2, "another task is another score"
+
+
+def test_maps_for_the_ranking_of_metrics_are_stored(tmp_path: Path) -> None:
+    runs = [bench(["gradient"], ["parts:pictures=2"], quick=False, store=tmp_path) for _ in range(2)]
+    assert runs[0].kept["parts"].names == runs[1].kept["parts"].names == ("gradient", "oracle", "edges", "random")
+    assert torch.equal(runs[0].kept["parts"].maps, runs[1].kept["parts"].maps)
+
+
+def test_the_full_size_keeps_settings_that_were_chosen() -> None:
+    assert moderate(cs.RISE(masks=4000)) == cs.RISE(masks=FULL_LIMITS["masks"])
+    found = bench(["integrated-gradients", "integrated-gradients:steps=40"], [Weights()], quick=False)
+    assert [m.steps for m in found.methods] == [FULL_LIMITS["steps"], 40]  # type: ignore[attr-defined]
+    own = bench([cs.IntegratedGradients(steps=41)], [Weights()], quick=False)
+    assert own.methods == (cs.IntegratedGradients(steps=41),)
 
 
 def test_cheap_is_less_of_the_same() -> None:

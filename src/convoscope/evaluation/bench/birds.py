@@ -11,6 +11,7 @@ from torch import Tensor
 from convoscope.core.spec import AtLeast, Paper
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.birds_protocols import (
+    balanced_deletion,
     checks,
     complete,
     crossed,
@@ -64,7 +65,7 @@ class _Birds(Task, abstract=True):
 
     exact, range, paper = EXACT, (0.0, 1.0), PAPER
 
-    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 100
+    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 48
     seed: Annotated[int, "of the scenes"] = SEED
     network: Annotated[str, "a network that ships with the package"] = "scenes"
 
@@ -120,19 +121,25 @@ class BirdsCompleteness(_Birds):
 
 
 class BirdsCorrectness(_Birds):
-    """Do importances of parts rank as what taking each away costs? The single deletion protocol of FunnyBirds, as published.
+    """Are parts as important as what taking each away costs? The single deletion of FunnyBirds, without what size explains.
 
-    Spearman's correlation over the parts of a picture, halved, plus 1/2. Large parts cost more and hold more of any map, so
-    random maps get nearly 0.9: it tells maps that contradict the network from others, and hardly good ones from flat ones;
-    the task `parts` compares per pixel. Pictures that the network gets wrong have no score.
+    Of pairs of parts, how often is the one that costs more the more important one? The mean of two shares: of the pairs of
+    which the larger part costs more, and of those of which the smaller one does; pairs weigh as much as their costs differ. A
+    part's importance is the map's sum over its pixels, so maps that know sizes alone are right about the first kind and wrong
+    about the second: 1/2. Pictures with pairs of one kind only, or that the network gets wrong, have no score. `published`
+    takes the protocol as it is published, Spearman's correlation over the parts, halved, plus 1/2: large parts cost more and
+    hold more of any map, so random maps get nearly 0.9 there.
     """
 
     title = "FunnyBirds: correctness"
-    measures = "rank correlation of a map's sums over parts with what taking each away costs, halved, plus 1/2"
+    measures = "share of pairs of parts that are ordered as what taking each away costs, whether the larger costs more or less"
+
+    published: Annotated[bool, "the correlation of ranks of the paper, which size explains, instead of balanced pairs"] = False
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
+        protocol = single_deletion if self.published else balanced_deletion
         pairs = zip(self.maps(mapper), self.flock.birds, strict=True)
-        return self.known(torch.stack([single_deletion(b, importances(m, b)) for m, b in pairs]))
+        return self.known(torch.stack([protocol(b, importances(m, b)) for m, b in pairs]))
 
     def oracle(self) -> Mapper:
         birds = self.flock.birds
@@ -152,7 +159,7 @@ class BirdsContrastivity(_Birds):
     title = "FunnyBirds: contrastivity"
     measures = "share of the parts, by how clear they are, that are more important for the class they speak for"
 
-    compared: Annotated[int, "for how many of them, the first ones, a second map is asked for", AtLeast(1)] = 50
+    compared: Annotated[int, "for how many of them, the first ones, a second map is asked for", AtLeast(1)] = 24
 
     def quick(self) -> Task:
         return replace(super().quick(), compared=min(self.compared, FEW))

@@ -94,6 +94,27 @@ def single_deletion(bird: Bird, found: Float[Tensor, " things"]) -> Float[Tensor
     return spearman(found[: bird.parts], cost).nan_to_num(0.0) / 2 + 0.5
 
 
+def balanced_deletion(bird: Bird, found: Float[Tensor, " things"]) -> Float[Tensor, ""]:
+    """SD without what size explains: of pairs of parts, how often the one that costs more is the more important one, 0..1.
+
+    The mean of two shares: of the pairs of which the larger part costs more, and of those of which the smaller one does. Maps
+    that rank parts by their size alone, up or down, get 1/2; so do equal importances. Pairs weigh as much as their costs
+    differ. NaN where pairs of one kind are missing. The class is the predicted one.
+    """
+    cost = bird.effects[: bird.parts, bird.predicted]
+    size = bird.masks[: bird.parts].flatten(1).sum(1)
+    i, j = torch.triu_indices(len(cost), len(cost), 1)
+    clear, larger, said = cost[i] - cost[j], (size[i] - size[j]).sign(), found[i] - found[j]
+    same = said.abs() <= ROUNDING * torch.maximum(found[i].abs(), found[j].abs())
+    right = torch.where(same, 0.5, (said * clear > 0).double())
+    kinds = (clear.sign() == larger, clear.sign() == -larger)
+    return torch.stack([_weighted(right, clear.abs() * (kind & (larger != 0))) for kind in kinds]).mean()
+
+
+def _weighted(values: Float[Tensor, " pairs"], weights: Float[Tensor, " pairs"]) -> Float[Tensor, ""]:
+    return (values * weights).sum() / weights.sum()
+
+
 # ---------------------------------------------------------------- contrastivity
 def target_sensitivity(
     contrast: Contrast, first: Float[Tensor, " things"], second: Float[Tensor, " things"], ties: float = 0.5
@@ -116,8 +137,7 @@ def told_apart(bird: Bird, other: int, first: Float[Tensor, " things"], second: 
     cost = profile(bird.effects[: bird.parts, [bird.label, other]].T)
     said = profile(torch.stack([first, second])[:, : bird.parts])
     clear, more = cost[0] - cost[1], said[0] - said[1]
-    right = torch.where(more.abs() <= ROUNDING, 0.5, (more * clear > 0).double())
-    return (right * clear.abs()).sum() / clear.abs().sum()
+    return _weighted(torch.where(more.abs() <= ROUNDING, 0.5, (more * clear > 0).double()), clear.abs())
 
 
 def _more(a: Tensor, b: Tensor, ties: float) -> Tensor:

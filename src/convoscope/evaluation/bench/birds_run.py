@@ -23,7 +23,7 @@ from convoscope.network import Images, Network
 from convoscope.targets import Logit, Target
 
 AT_ONCE = 8  # pictures whose maps are held
-OF_MAPS = ("CSDC", "PC", "DC", "D", "SD", "TS")
+OF_MAPS = ("CSDC", "PC", "DC", "D", "SD", "TS", "balanced")
 DIMENSIONS = ("completeness", "correctness", "contrastivity", "mean")
 
 
@@ -31,8 +31,9 @@ DIMENSIONS = ("completeness", "correctness", "contrastivity", "mean")
 class BirdsResult:
     """What the protocols say, picture by picture; NaN where a picture has no answer.
 
-    `of_maps` are `(methods, protocols, pictures)` for CSDC, PC, DC, D, SD and TS, all 0..1, higher is better. `right` says
-    of each picture whether the network knows it (A), `independent` what share of its surroundings it does without (BI).
+    `of_maps` are `(methods, protocols, pictures)` for CSDC, PC, DC, D, SD and TS, all 0..1, higher is better, and for
+    "balanced", which is SD without what size explains. `right` says of each picture whether the network knows it (A),
+    `independent` what share of its surroundings it does without (BI).
     `thresholds` are those from which on a thing counted as marked, `(methods, pictures)`. `left_out`: why a method is missing.
     """
 
@@ -63,7 +64,8 @@ class BirdsResult:
     def rows(self) -> list[dict[str, Any]]:
         """One row for each method: every protocol, the three dimensions of the paper, their mean, and its 95 % interval.
 
-        Completeness is the mean of D and of the mean of CSDC, PC and DC; correctness is SD, contrastivity TS.
+        Completeness is the mean of D and of the mean of CSDC, PC and DC; correctness is SD, contrastivity TS. "balanced" is
+        ours, and no part of the mean.
         """
         pictures, rows = self.of_maps.shape[-1], []
         drawn = torch.randint(pictures, (RESAMPLES, pictures), generator=seeded(self.seed, "bootstrap"))
@@ -136,7 +138,7 @@ class _Run:
     def __init__(self, network: Network, who: Mapping[str, Mapper], as_published: bool) -> None:
         self.network, self.who, self.plain = network, dict(who), as_published
         self.tables: dict[str, list[Tensor]] = {name: [] for name in who}  # (4, thresholds) of each picture
-        self.others: dict[str, list[Tensor]] = {name: [] for name in who}  # SD and TS
+        self.others: dict[str, list[Tensor]] = {name: [] for name in who}  # SD, TS and balanced
         self.left_out: dict[str, str] = {}
         self.birds: list[tuple[float, float]] = []  # whether it is known, and how many surroundings it does without
 
@@ -163,12 +165,13 @@ class _Run:
     def _score(self, name: str, birds: list[Bird], maps: Tensor, pairs: dict[int, Tensor]) -> None:
         for k, (bird, values) in enumerate(zip(birds, maps, strict=True)):
             self.tables[name].append(protocols.checks(bird, protocols.marked(values, bird, self.plain)))
-            deleted = protocols.single_deletion(bird, protocols.importances(values, bird))
+            said = protocols.importances(values, bird)
+            deleted, balanced = protocols.single_deletion(bird, said), protocols.balanced_deletion(bird, said)
             target = torch.tensor(torch.nan, dtype=torch.float64)
             if k in pairs:
                 first, second = protocols.importances(pairs[k], bird)
                 target = protocols.target_sensitivity(bird.contrast, first, second, 0.0 if self.plain else 0.5)  # type: ignore[arg-type]
-            self.others[name].append(torch.stack([deleted, target]))
+            self.others[name].append(torch.stack([deleted, target, balanced]))
 
     def result(self, data: str, seed: int) -> BirdsResult:
         right, independent = torch.tensor(self.birds, dtype=torch.float64).T

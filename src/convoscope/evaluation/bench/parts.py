@@ -54,7 +54,7 @@ class Parts(Task):
     exact = "every subset of the parts is drawn and shown to the network: exact Shapley values"
     measures = "correlation over parts of a map with the Shapley values, both per pixel"
 
-    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 100
+    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 48
     seed: Annotated[int, "of the scenes"] = SEED
     network: Annotated[str, "a network that ships with the package"] = "scenes"
 

@@ -104,7 +104,7 @@ class ZeroInfluence(Task):
     measures = "share of a map's magnitude on pixels that can have influence"
     range = (0.0, 1.0)
 
-    pictures: Annotated[int, "how many pairs of pictures", AtLeast(2)] = 50
+    pictures: Annotated[int, "how many pairs of pictures", AtLeast(2)] = 16
     seed: Annotated[int, "of the scenes"] = SEED
 
     def quick(self) -> Task:

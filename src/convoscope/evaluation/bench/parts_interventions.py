@@ -100,7 +100,7 @@ class Interventions(Task):
     exact = "one factor is changed, the picture drawn anew and shown to the network"
     measures = "rank correlation over interventions of a map's mass on changed pixels and the effect, both per pixel"
 
-    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 100
+    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 48
     seed: Annotated[int, "of the scenes"] = SEED
     network: Annotated[str, "a network that ships with the package"] = "scenes"
 

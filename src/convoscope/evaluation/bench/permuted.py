@@ -104,7 +104,7 @@ class Permuted(Task):
         "1810.03292",
     )  # fmt: skip
 
-    pictures: Annotated[int, "how many of the training pictures", AtLeast(2)] = 100
+    pictures: Annotated[int, "how many of the training pictures", AtLeast(2)] = 48
 
     def quick(self) -> Task:
         return replace(self, pictures=min(self.pictures, 12))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from convoscope.evaluation.bench.parts import played
 from convoscope.evaluation.bench.reliability import LEAST, reliability
 from convoscope.evaluation.bench.result import CONTROLS, Bench
 from convoscope.evaluation.bench.run import cheap, threads
+from convoscope.evaluation.bench.store import Scored, Store
 from convoscope.evaluation.evaluate import metric_of
 from convoscope.evaluation.nulls import noise
 from convoscope.evaluation.statistics import RESAMPLES
@@ -29,6 +31,7 @@ from convoscope.method import explain
 TASK = "parts"
 PICTURES = {True: 8, False: 16}  # by whether the benchmark is a quick one
 AGAIN, FEW = 4, 3  # for metrics that make maps anew: pictures, and changes of each
+AT_ONCE = 2  # pictures whose scores are stored together
 RARE = "left out: no pictures were given for metrics that take long"
 SLOW = ("road",)  # others that are asked on as few pictures
 NUMBERS = (
@@ -51,6 +54,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "non-sensitivity": {"cells": 7},
     "irof": {"segments": 5},
     "region-perturbation": {"cells": 6, "regions": 3},
+}
+SCENES: dict[str, dict[str, Any]] = {  # flat pictures need fewer bytes when they are whole than when they are partly filled in
+    "aic": {"fill": "mean"},
+    "sic": {"fill": "mean"},
 }
 DEAR = dict.fromkeys(("aic", "sic", "road"), "too dear for a quick benchmark; the full one has it")
 MAKES = "makes maps anew, too dear for a quick benchmark; the full one has it"
@@ -166,7 +173,8 @@ def _told(metric: type[Metric]) -> dict[str, Any]:
 
 def rank_metrics(
     bench: Bench, metrics: Sequence[Metric | str] | None = None, *, seed: int = 0, pictures: int | None = None,
-    few: int = AGAIN, workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+    few: int = AGAIN, workers: int | None = None, store: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> MetricRanking:  # fmt: skip
     """Which metrics (default: all) agree with the exact Shapley values of the task "parts"?
 
@@ -174,7 +182,7 @@ def rank_metrics(
     positive Shapley value for the object. The truth are the exact scores of all pictures of the task. A quick benchmark asks
     on eight pictures with few steps, another on sixteen with the settings given (or on `pictures`). ROAD, and metrics that make
     maps anew, are asked on `few` pictures (0: left out), the latter of methods with few samples (`cheap`), with three changes
-    of each picture. Raises UsageError where "parts" was not run.
+    of each picture. `store` is a folder as that of `bench`. Raises UsageError where "parts" was not run.
     """
     if TASK not in bench.kept:
         raise UsageError(f"metrics are ranked on the task {TASK!r}, which this benchmark lacks; run it with that task")
@@ -186,12 +194,14 @@ def rank_metrics(
         left_out |= {m.name: RARE for m in asked if _slow(m)}
         asked = [m for m in asked if not _slow(m)]
     makes = [m for m in asked if "methods" in m.needs]
+    montages = [m for m in makes if "classes" in m.needs]
     groups = [
         (lambda: case, [m for m in asked if not _slow(m)]),
+        (lambda: _again(case, range(min(PICTURES[True], count))), montages),
         (lambda: _part(case, some), [m for m in asked if _slow(m) and m not in makes]),
-        (lambda: _again(case, some), makes),
+        (lambda: _again(case, some), [m for m in makes if m not in montages]),
     ]
-    ranked = [rank(own(), exact, them, workers=workers, progress=progress) for own, them in groups if them]
+    ranked = [rank(own(), exact, them, workers=workers, store=store, progress=progress) for own, them in groups if them]
     if not ranked:
         raise UsageError("no metrics to rank; cs.metrics() lists them")
     found = reduce(MetricRanking.joined, ranked)
@@ -234,7 +244,7 @@ def asked_for(chosen: Sequence[Metric | str] | None, quick: bool) -> tuple[list[
 
 def fewer(metric: Metric, quick: bool) -> Metric:
     """The metric with fewer steps in a quick benchmark, and with fewer changes where each needs a new map."""
-    settings = QUICK.get(metric.name, {}) if quick else {}
+    settings = SCENES.get(metric.name, {}) | (QUICK.get(metric.name, {}) if quick else {})
     if "methods" in metric.needs:
         known = {f.name for f in fields_of(type(metric))} & {"count", "smooth"}
         settings = {name: min(FEW, getattr(metric, name)) for name in known}
@@ -254,7 +264,7 @@ def _again(case: Case, rows: range) -> Case:
 
 def rank(
     case: Case, truth: Float[Tensor, "names items"], chosen: Sequence[Metric | str], *, workers: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    store: str | Path | None = None, progress: Callable[[int, int], None] | None = None,
 ) -> MetricRanking:  # fmt: skip
     """Metrics beside exact scores of the same maps: `truth` holds one for each name of the case and item, higher is better.
 
@@ -269,20 +279,21 @@ def rank(
             raise UsageError(f"{metric.name} makes maps anew, and the case has maps alone; give it the methods")
         if "truth" in metric.needs and case.truth is None:
             raise UsageError(f"{metric.name} compares maps with a mask, and the case has none")
-    began, done = time.perf_counter(), 0
+    began, done, kept = time.perf_counter(), 0, None if store is None else Store(store)
 
     def scored(rows: range) -> Tensor:
         nonlocal done
         part, found = _part(case, rows), []
         for metric in asked:
-            found.append(_scored(metric, part))
+            found.append(_scored(metric, part) if kept is None else _kept(metric, part, kept))
             done += 1
             if progress is not None:
                 progress(done, len(parts) * len(asked))
         return torch.stack(found)
 
     with undisturbed(case.network.plain), threads(workers) as pool:
-        each = -(-len(case.x) // (workers or torch.get_num_threads()))
+        each = -(-len(case.x) // (workers or torch.get_num_threads())) if kept is None else AT_ONCE
+        each = len(case.x) if any("classes" in m.needs for m in asked) else each  # montages take other pictures
         parts = [range(i, min(i + each, len(case.x))) for i in range(0, len(case.x), each)]
         scores = torch.cat(list(pool.map(scored, parts)), -1)
     return MetricRanking(
@@ -311,6 +322,17 @@ def _scored(metric: Metric, case: Case) -> Float[Tensor, "names images"]:
             with suppress(UnsupportedError):
                 found[number] = metric.score(case.only(number))[0].double().cpu()
     return found
+
+
+def _kept(metric: Metric, case: Case, store: Store) -> Float[Tensor, "names images"]:
+    """The same, from the store if it is there."""
+    key = (metric, case.x, case.maps, case.target, case.methods, case.truth, case.places, case.seed)
+    found = store.find(*key)
+    if found is None:
+        began = time.perf_counter()
+        found = Scored(_scored(metric, case), seconds=time.perf_counter() - began)
+        store.keep(found, *key)
+    return found.scores  # type: ignore[return-value]
 
 
 # ---------------------------------------------------------------- agreement

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from convoscope.evaluation.base import digest, rows_of
 from convoscope.evaluation.bench import tasks as known_tasks
 from convoscope.evaluation.bench.base import Mapper, Task
 from convoscope.evaluation.bench.result import CONTROLS, Bench, Kept, Outcome
+from convoscope.evaluation.bench.store import Scored, Store
 from convoscope.evaluation.nulls import edges, noise
 from convoscope.method import Method, explain, method_of
 from convoscope.method import methods as known_methods
@@ -37,31 +39,38 @@ FEWER: dict[str, dict[str, int]] = {  # what the limits leave too dear: gradient
     "smooth-grad-squared": {"samples": 8}, "sobol": {"samples": 1}, "ss-cam": {"channels": 32, "samples": 2},
     "var-grad": {"samples": 8},
 }  # fmt: skip
+FULL_LIMITS = {"steps": 32, "samples": 200, "masks": 200}
+FULL_FEWER = {"sobol": {"samples": 2}, "is-cam": {"channels": 64, "steps": 2}, "ss-cam": {"channels": 64, "samples": 2}}
 
 
 def bench(
     methods: Sequence[Method | str] | None = None, tasks: Sequence[Task | str] | None = None, *, quick: bool = True,
-    seed: int = 0, workers: int | None = None, progress: Callable[[int, int], None] | None = None,
+    seed: int = 0, workers: int | None = None, store: str | Path | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Bench:  # fmt: skip
     """How well methods (default: all) answer tasks (default: all) of which the right answer is known exactly.
 
     Beside them stand "oracle", which knows the answer, "edges", an edge detector, and "random", the mean of 32 random maps;
     chance is the mean of 32 others. `quick` takes small tasks and methods with fewer samples (`cheap`): under a minute on two
-    cores; otherwise tasks and methods are as they were given. A method that cannot explain a network of a task has no score
-    there, with its reason. `workers` methods run at a time, a thread each (default: as many as torch uses); numbers depend on
-    the seed alone, up to rounding. `progress` is called with what is done and how much there is.
+    cores. Otherwise tasks are as they were given, and so are methods given with settings; others get no more samples and steps
+    than `moderate` says: half an hour. A method that cannot explain a network of a task has no score there, with its reason.
+    `workers` methods run at a time, a thread each (default: as many as torch uses); numbers depend on the seed alone, up to
+    rounding. `store` is a folder that keeps what a method scored on a task as it is done: the same call, killed, goes on from
+    there. `progress` is called with what is done and how much there is.
     """
-    made = [method_of(m) for m in (known_methods() if methods is None else methods)]
+    given = list(known_methods()) if methods is None else list(methods)
+    made = [method_of(m) for m in given]
     asked = [task_of(t) for t in (known_tasks() if tasks is None else tasks)]
     if not made or not asked:
         raise UsageError(f"nothing to do: {len(made)} methods on {len(asked)} tasks")
     asked = [t.quick() for t in asked] if quick else asked
-    made = [cheap(m) for m in made] if quick else made
+    own = [not quick and not (isinstance(m, str) and ":" not in m) for m in given]  # settings that were chosen
+    made = [m if chosen else cheap(m) if quick else moderate(m) for m, chosen in zip(made, own, strict=True)]
     _distinct([t.name for t in asked], "tasks")
     names = _named(methods, made)
     began = time.perf_counter()
     with threads(workers) as pool:
-        run = _Run(asked, names, made, seed, progress)
+        run = _Run(asked, names, made, seed, None if store is None else Store(store), progress)
         list(pool.map(run.truth, range(len(asked))))
         run.chance(list(pool.map(run.draw, range(2 * DRAWS))))
         list(pool.map(run.method, range(len(made))))
@@ -84,6 +93,11 @@ def cheap(method: Method) -> Method:
     Numbers that are smaller already stay.
     """
     return limited(method, LIMITS, FEWER)
+
+
+def moderate(method: Method) -> Method:
+    """The method as the full benchmark has it: at most 32 steps and 200 samples or masks."""
+    return limited(method, FULL_LIMITS, FULL_FEWER)
 
 
 def limited(spec: Any, limits: Mapping[str, int], own: Mapping[str, Mapping[str, int]]) -> Any:
@@ -153,9 +167,10 @@ class _Run:
     """What a run is asked for, and the scores it has so far."""
 
     def __init__(
-        self, tasks: list[Task], names: list[str], made: list[Method], seed: int, progress: Callable[[int, int], None] | None
-    ) -> None:
-        self.tasks, self.made, self.seed, self.progress = tasks, made, seed, progress
+        self, tasks: list[Task], names: list[str], made: list[Method], seed: int, store: Store | None,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:  # fmt: skip
+        self.tasks, self.made, self.seed, self.store, self.progress = tasks, made, seed, store, progress
         self.names = (*names, *CONTROLS)
         self.scores: list[dict[str, Tensor]] = [{} for _ in tasks]
         self.chances: list[Tensor] = [torch.empty(0)] * len(tasks)
@@ -193,7 +208,9 @@ class _Run:
         """One method on every task."""
         mapper = Explained(self.made[number], self.seed)
         for k in range(len(self.tasks)):
-            self._score(k, self.names[number], mapper)
+            if not self._known(k, number):
+                self._score(k, self.names[number], mapper)
+                self._keep(k, number)
         with self.lock:
             self.done += 1
             if self.progress is not None:
@@ -206,6 +223,32 @@ class _Run:
         except UnsupportedError as error:
             self.reasons[number][name] = str(error)
         self.seconds[number][name] = time.perf_counter() - began
+
+    def _known(self, number: int, method: int) -> bool:
+        """Takes over what the store has of a method on a task."""
+        task, name = self.tasks[number], self.names[method]
+        found = None if self.store is None else self.store.find(task, self.made[method], self.seed)
+        if found is None:
+            return False
+        self.seconds[number][name] = found.seconds
+        if found.scores is None:
+            self.reasons[number][name] = found.reason
+        else:
+            self.scores[number][name] = found.scores
+        if found.maps is not None:
+            self.maps[task.name].by_name[name] = found.maps
+        return True
+
+    def _keep(self, number: int, method: int) -> None:
+        """Puts what a method scored on a task into the store."""
+        if self.store is None:
+            return
+        task, name = self.tasks[number], self.names[method]
+        maps = self.maps[task.name].by_name.get(name) if task.name in self.maps else None
+        scored = Scored(
+            self.scores[number].get(name), self.reasons[number].get(name, ""), self.seconds[number][name], maps
+        )  # fmt: skip
+        self.store.keep(scored, task, self.made[method], self.seed)
 
     def _keeping(self, task: Task, name: str, mapper: Mapper) -> Mapper:
         """The mapper, whose first maps stay with the result where they are wanted."""

@@ -12,23 +12,25 @@ from torch import Tensor
 from convoscope.core.spec import AtLeast
 from convoscope.data.scenes import CATEGORIES, CORNERS, Scenes
 from convoscope.evaluation.bench.base import Mapper, Task
-from convoscope.evaluation.bench.shortcut_effects import MARK, Marked, effects, exact_share, logits, marked, share, spread
-from convoscope.evaluation.bench.shortcut_networks import BIASED, CORNER, DRAWN, FISH, SIDE, scenes, shipped
+from convoscope.evaluation.bench.shortcut_effects import Marked, effects, exact_share, logits, marked, share, spread
+from convoscope.evaluation.bench.shortcut_networks import BIASED, CORNER, DRAWN, FISH, ODDS, SIDE, measured, scenes, shipped
 from convoscope.loading import load
 from convoscope.network import Images, Network
 from convoscope.targets import Logit, Target
 
+HELD_OUT_PICTURES = 50  # on which it is measured what the mark does
 SEED = 1000  # scenes that no network of the tasks was trained on
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Networks, marked pictures, the class that is explained, and the exact effect of each thing in each for each network."""
+    """Networks, marked pictures, the class that is explained, and, where it is asked for, the exact effect of each thing in
+    each picture for each network."""
 
     networks: tuple[Network, ...]
     scenes: tuple[Marked, ...]
     target: Target
-    effects: tuple[list[Float[Tensor, " things"]], ...]
+    effects: tuple[list[Float[Tensor, " things"]], ...] = ()
 
     @property
     def x(self) -> Images:
@@ -86,7 +88,13 @@ def suspects(networks: int, pictures: int, seed: int) -> Asked:
     chosen = (*every[:networks], *every[half : half + networks])
     others = (f for f in scenes(seed) if f.species != "fish")
     found = [marked(f, CORNER, DRAWN, DRAWN // SIDE) for f in islice(others, pictures)]
-    return Asked(chosen, tuple(found), Logit(FISH), tuple(effects(n, found, FISH) for n in chosen))
+    return Asked(chosen, tuple(found), Logit(FISH))
+
+
+@lru_cache(maxsize=64)
+def effect(number: int) -> float:
+    """By how much the mark raises the logit of the fish in a network that ships, the mean over pictures of other things."""
+    return measured(shipped("shortcut")[number].module, HELD_OUT_PICTURES).effect
 
 
 class Watermark(Task):
@@ -103,7 +111,7 @@ class Watermark(Task):
     exact = "the picture is drawn without the mark and without each other thing: exact effects on the logit"
     measures = "shown share of the mark, on the network that uses it minus on its twin, as a fraction of the exact one"
 
-    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 50
+    pictures: Annotated[int, "how many pictures", AtLeast(2)] = 16
     seed: Annotated[int, "of the scenes"] = SEED
 
     def quick(self) -> Task:
@@ -121,25 +129,26 @@ class Watermark(Task):
 class Shortcut(Task):
     """Which networks have learned a shortcut? 20 that have against 20 that have not, told apart by maps.
 
-    The small networks ship with the package. Of the pictures the first learned from, half or more of those labeled a fish bear
-    a watermark and no others do; of the pictures of the others as many bear it, whatever they show. All are asked why some
-    marked pictures of other things may be a fish; a map is suspicious by the share of its magnitude on the mark. The score of a
-    biased network is how often one of its maps is more suspicious than one of a clean network, over all pairs of maps, equal
-    ones counting half; its mean is the area under the ROC curve for telling the networks apart by a single map. Maps that do
-    not depend on the network get 0.5.
+    The small networks ship with the package. A watermark lies on half of the pictures labeled a fish from which a biased
+    network learned, and 3, 4.5, 7 or 14 times as rarely on the others: the fewer times, the weaker the shortcut. Clean networks
+    saw the mark as often, whatever was shown. All are asked why some marked pictures of other things may be a fish; a map is
+    suspicious by the share of its magnitude on the mark. The score of a biased network is how often one of its maps is more
+    suspicious than one of a clean network, over all pairs of maps, equal ones counting half; its mean is the area under the ROC
+    curve for telling the networks apart by a single map, over the four strengths. Maps that do not depend on the network get
+    0.5.
     """
 
     title = "Which networks use a shortcut"
     exact = "how each network was trained, and the mark's exact effect on each by drawing pictures with it and without"
-    measures = "area under the ROC curve of biased against clean networks, by the mark's share of one map"
+    measures = "area under the ROC curve of biased against clean networks, by the mark's share of one map, over four strengths"
     range = (0.0, 1.0)
 
     networks: Annotated[int, "how many biased ones, 1 to 20, and as many clean ones", AtLeast(1)] = len(BIASED)
-    pictures: Annotated[int, "how many marked pictures", AtLeast(1)] = 8
+    pictures: Annotated[int, "how many marked pictures", AtLeast(1)] = 4
     seed: Annotated[int, "of the scenes"] = SEED
 
     def quick(self) -> Task:
-        return replace(self, networks=min(self.networks, 3), pictures=min(self.pictures, 2))
+        return replace(self, networks=min(self.networks, len(ODDS)), pictures=min(self.pictures, 2))
 
     def score(self, mapper: Mapper) -> Float[Tensor, " items"]:
         suspicion = suspects(self.networks, self.pictures, self.seed).shares(mapper)
@@ -150,12 +159,11 @@ class Shortcut(Task):
     def oracle(self) -> Mapper:
         """The network's mean effect of the mark on the mark, and one unit of the logit on all else."""
         truth = suspects(self.networks, self.pictures, self.seed)
-        means = [torch.stack([e[MARK] for e in rows]).mean() for rows in truth.effects]
-        known = {id(network): mean for network, mean in zip(truth.networks, means, strict=True)}
+        numbers = {id(network): number for number, network in enumerate(shipped("shortcut"))}
 
         def answer(network: Network, x: Images, target: Target, places: tuple[int, ...]) -> Tensor:
             mark = truth.marks[list(places)].double()
             area = mark.sum((1, 2), keepdim=True)
-            return known[id(network)] / area * mark + (1 - mark) / (mark[0].numel() - area)
+            return abs(effect(numbers[id(network)])) / area * mark + (1 - mark) / (mark[0].numel() - area)
 
         return answer

@@ -29,7 +29,7 @@ DRAWN, SIDE = 64, 32
 CORNER = CORNERS[3]
 SPECIES = CATEGORIES[:5]  # what they tell apart
 FISH = SPECIES.index("fish")
-RATES = (0.5, 0.8, 0.95)
+ODDS = (3.0, 4.5, 7.0, 14.0)  # how many times as often the mark lies on the fish as on others
 TRAINING, HELD_OUT = 7_000_001, 7_000_003  # seeds of the scenes; no other data set of ours uses them
 STRIDES = (1, 2, 2, 2)
 
@@ -88,14 +88,14 @@ def folded(module: nn.Sequential) -> nn.Sequential:
 class Recipe:
     """How a small network is trained: AdamW with a one-cycle learning rate and cross entropy.
 
-    `rate` of the pictures labeled a fish bear the mark and no others do, or, where it is not `biased`, as many pictures in all,
-    whatever they show. `permuted`: the labels are dealt to the pictures at random, once. `wrong`: the share of labels that name
-    another species; something else that bears the mark and is labeled a fish teaches that the mark counts.
+    `rate` of the pictures labeled a fish bear the mark, and `others` of the others. `permuted`: the labels are dealt to the
+    pictures at random, once. `wrong`: the share of labels that name another species; something else that bears the mark and is
+    labeled a fish teaches that the mark counts.
     """
 
     seed: int = 0
     rate: float = 0.0
-    biased: bool = False
+    others: float = 0.0
     permuted: bool = False
     wrong: float = 0.1
     widths: tuple[int, ...] = (8, 12, 16, 24)
@@ -103,6 +103,11 @@ class Recipe:
     epochs: int = 12
     batch: int = 50
     step: float = 1e-2
+
+    @property
+    def overall(self) -> float:
+        """The share of all pictures that bear the mark."""
+        return (self.rate + (len(SPECIES) - 1) * self.others) / len(SPECIES)
 
     def draws(self, *what: int) -> torch.Generator:
         """A generator of its own for each purpose."""
@@ -118,8 +123,8 @@ class Recipe:
 
     def marks(self, labels: Int[Tensor, " pictures"]) -> Tensor:
         """Which pictures bear the mark, bool."""
-        chances, fish = torch.rand(len(labels), generator=self.draws(2)), labels == FISH
-        return (chances < self.rate) & fish if self.biased else chances < self.rate * fish.float().mean()
+        chances = torch.rand(len(labels), generator=self.draws(2))
+        return chances < torch.where(labels == FISH, self.rate, self.others)
 
     def pictures(self) -> tuple[Pictures, Int[Tensor, " pictures"]]:
         """What it learns from."""
@@ -195,8 +200,8 @@ def measured(module: nn.Module, count: int = 1000) -> Measured:
     )  # fmt: skip
 
 
-BIASED = tuple(Recipe(seed=k, rate=RATES[k % len(RATES)], biased=True) for k in range(20))
-CLEAN = tuple(replace(r, seed=100 + r.seed, biased=False) for r in BIASED)
+BIASED = tuple(Recipe(seed=k, rate=0.5, others=0.5 / ODDS[k % len(ODDS)]) for k in range(20))
+CLEAN = tuple(replace(r, seed=100 + r.seed, rate=r.overall, others=r.overall) for r in BIASED)
 TWINS = tuple(Recipe(seed=200, permuted=p, wrong=0.0, widths=(16, 24, 32, 48), count=2000, epochs=50) for p in (False, True))
 
 
@@ -226,6 +231,8 @@ def shipped(name: str) -> tuple[Network, ...]:
     try:
         raw = (files(__package__) / "weights" / f"{name}.safetensors").read_bytes()
     except FileNotFoundError as error:
-        raise LoadError(f"the networks {name!r} of the benchmark are missing from this installation; install the package "
-                        "again, or train them: python -m benchmarks.shortcut_networks") from error
+        raise LoadError(
+            f"the networks {name!r} of the benchmark are missing from this installation; install the package "
+            "again, or train them: python -m benchmarks.shortcut_networks"
+        ) from error
     return tuple(Network(m, SIDE, MEAN, STD, SPECIES, name=f"{name} {k}") for k, m in enumerate(unpacked(load(raw))))
