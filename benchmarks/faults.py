@@ -3,6 +3,7 @@
 python -m benchmarks.faults                  # all
 python -m benchmarks.faults --only methods   # or: files; the other part of the page stays
 python -m benchmarks.faults --show F8        # which cases ended how, by method; writes nothing
+python -m benchmarks.faults --every-pair --store DIR   # every law on every pair of a method and a network; see faults_pairs.py
 """
 
 import argparse
@@ -22,13 +23,14 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 import torch
 
 from convoscope.loading import import_torchvision
-from convoscope.testing import EXCEPTIONS, LAWS, REFUSED, unavailable, zoo
+from convoscope.testing import EXCEPTIONS
 
 from .faults_cases import CASES, CRASHED, WRONG, Tried, threads
 from .faults_libraries import explainers, version
 from .faults_rows import LIBRARIES, OURS, Counts, Row, table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "faults.md"
+PARTS = ("methods", "pairs", "files")
 HEAD = """# Faults
 
 What happens when something goes wrong: a network in an odd state, a picture that is none, memory that ends, a process that is
@@ -92,8 +94,6 @@ def methods_section() -> str:
     rows = measured()
     known = ", ".join(f"{name} {version(name)}" for name in LIBRARIES if name != OURS and explainers(name))
     counts = ", ".join(f"{len(explainers(name))} of {name}" for name in LIBRARIES if explainers(name))
-    pairs = len(explainers(OURS)) * sum(not unavailable(h) for h in zoo().values())
-    refused = sum(law == REFUSED for _, _, law in EXCEPTIONS)
     return f"""## Methods
 
 Methods: {counts} ({known}; PyTorch {torch.__version__}).
@@ -103,14 +103,7 @@ network to begin with. Methods of grad-cam, torchcam and zennit run inside their
 {table(rows)}
 ### Where it went wrong
 
-{_notes(rows)}
-### The laws
-
-The same, and more, is checked by the tests of this repository in double precision: {len(LAWS)} laws for {pairs:,} pairs of a
-method and a hostile network ({refused} pairs are refused with a reason; every exception is listed with its own in
-`convoscope.testing.EXCEPTIONS`). `convoscope.testing.check_method(MyMethod())` checks a method of your own, see
-[how to add one](how-to/add-a-method.md).
-"""
+{_notes(rows)}"""
 
 
 def _notes(rows: list[Row]) -> str:
@@ -149,16 +142,33 @@ def files_section() -> str:
 def write(sections: dict[str, str], path: Path = PAGE) -> None:
     """Puts sections between their marks into the page; those not named stay."""
     text = path.read_text(encoding="utf-8") if path.exists() else ""
-    known = {name: found.group(1) for name in ("methods", "files")
+    known = {name: found.group(1) for name in PARTS
              if (found := re.search(rf"<!-- {name} -->\n(.*?)<!-- /{name} -->", text, re.DOTALL))}  # fmt: skip
-    parts = [f"<!-- {name} -->\n{body.rstrip()}\n<!-- /{name} -->" for name, body in {**known, **sections}.items()]
+    bodies = {**known, **sections}
+    parts = [f"<!-- {name} -->\n{bodies[name].rstrip()}\n<!-- /{name} -->" for name in PARTS if name in bodies]
     path.write_text(HEAD + "\n" + "\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _every_pair(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    from .faults_pairs import pairs, run, section, wanted
+
+    if options.store is None:
+        parser.error("--every-pair needs --store, a folder")
+    if missing := run(options.store, options.methods, options.networks, options.seconds):
+        print(f"{missing:,} pairs are missing; run it again to go on")
+    elif all(p in pairs(options.store) for p in wanted(None, None)):
+        write({"pairs": section(options.store)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--only", choices=("methods", "files"), help="rerun this part of the page")
     parser.add_argument("--show", default="", metavar="F8", help="print the cases of one fault")
+    parser.add_argument("--every-pair", action="store_true", help="every law on every pair; run again to go on")
+    parser.add_argument("--store", type=Path, help="folder of what is found of pairs")
+    parser.add_argument("--methods", nargs="+", help="pairs of these methods alone")
+    parser.add_argument("--networks", nargs="+", help="pairs of these networks alone")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="how long to go on with pairs")
     parser.add_argument("--threads", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -169,6 +179,9 @@ def main() -> None:
         return
     if options.show:
         print(_notes(measured(options.show)))
+        return
+    if options.every_pair:
+        _every_pair(parser, options)
         return
     sections = {}
     if options.only in (None, "methods"):

@@ -65,7 +65,7 @@ def leaves_the_network_untouched_when_interrupted(trial: Trial) -> None:
     """
     expected = trial.reference
     everywhere = trial.thorough or trial.hostile.name == "skip"
-    moments = 6 * MOMENTS if trial.thorough else 3 * MOMENTS if everywhere else MOMENTS
+    moments = 4 * MOMENTS if trial.thorough else 3 * MOMENTS if everywhere else MOMENTS
     with _entered(trial.network.plain) as inside:
         with (counting := _RaiseAt(0, everywhere, inside)):
             trial.values()
@@ -105,7 +105,7 @@ def leaves_the_network_untouched_when_a_layer_raises(trial: Trial) -> None:
     try:
         same(trial.values(), expected, "with hooks of the user's")
         count, watch = calls, Watch(trial.network.module, trial.x)
-        for fatal in _spread(count, 4 * MOMENTS, trial.hostile.name):
+        for fatal in _spread(count, 3 * MOMENTS, trial.hostile.name):
             calls = 0
             try:
                 trial.values()

@@ -61,9 +61,12 @@ FORMS: dict[str, Callable[[nn.Module, Tensor], nn.Module]] = {
 }
 
 
-@functools.lru_cache(2 * len(FORMS))
 def formed(form: str, hostile: Hostile) -> nn.Module | str:
-    """A network in another form, or why it cannot be made here."""
+    """A network in another form, or why it cannot be made here; those of the zoo, which are small, are kept."""
+    return _form(form, hostile) if hostile.own else _kept_form(form, hostile)
+
+
+def _form(form: str, hostile: Hostile) -> nn.Module | str:
     module, x = hostile.module().eval(), hostile.images()
     try:
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -71,6 +74,9 @@ def formed(form: str, hostile: Hostile) -> nn.Module | str:
             return FORMS[form](module, x)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
+
+
+_kept_form = functools.cache(_form)
 
 
 @only_on("in-place-relu")

@@ -78,12 +78,12 @@ def _reply(line: str) -> Reply:
 
 
 class Workers:
-    """Processes that live until the end of this one, or `close`. They have another hash seed, and two threads."""
+    """Processes that live until the end of this one, or `close`. They have another hash seed, and one thread."""
 
     def __init__(self, count: int) -> None:
         self.meeting = tempfile.TemporaryDirectory()
         path = os.pathsep.join(p for p in sys.path if p)
-        environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "2", "PYTHONPATH": path}
+        environment = {**os.environ, "PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
         command = [sys.executable, "-m", "convoscope.testing.workers", str(Path(self.meeting.name, "meeting")), str(count)]
         self.running = [
             subprocess.Popen([*command, str(rank)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -175,7 +175,7 @@ def _shared(form: str, module: nn.Module) -> nn.Module:
 def main(meeting: str, count: int, rank: int) -> None:
     """Answers lines until there are none."""
     told, sys.stdout = sys.stdout, sys.stderr  # whatever prints does not answer
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     if count > 1:
         torch.distributed.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=count)
     with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
