@@ -1,13 +1,15 @@
 """The lines of the table of faults on files, jobs, untrusted models, pages and versions.
 
     python -m benchmarks.faults_files            measures the large pictures and runs the tests of F20 to F26
-    python -m benchmarks.faults_files oldest --python VENV/bin/python
+    python -m benchmarks.faults_files disks      every command on disks without room (Linux; some minutes)
 
-Both write their numbers to `docs/faults-files.json`; those of the fuzzer are in `docs/fuzz.json`. `rows()` reads them.
+Both write their numbers to `docs/faults-files.json`; those of the fuzzer are in `docs/fuzz.json`, those of other versions in
+`docs/versions.json`. `rows()` reads them.
 """
 
 import argparse
 import collections
+import importlib.util
 import json
 import os
 import re
@@ -20,9 +22,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import versions
+
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS, FUZZ = ROOT / "docs" / "faults-files.json", ROOT / "docs" / "fuzz.json"
 OWN = "python -m benchmarks.faults_files"
+CHILD = ROOT / "tests" / "cli" / "full_disk.py"
 # What is tried of each fault, and the tests that try it.
 TESTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "F20": (
@@ -162,39 +167,39 @@ def tried(python: str = sys.executable) -> dict[str, dict[str, int]]:
     }
 
 
-def oldest(python: str, paths: list[str], log: str = "") -> dict[str, Any]:
-    """The tests with the oldest versions that the package allows, which `python` has installed."""
-    names = (
-        "torch",
-        "numpy",
-        "pillow",
-        "safetensors",
-        "jaxtyping",
-        "typer",
-        "rich",
-        "jinja2",
-        "scikit-image",
-        "torchvision",
-        "timm",
-    )
-    files = [str(p.relative_to(ROOT)) for path in paths for p in sorted(ROOT.glob(path))]
-    code = f"from importlib.metadata import version\nprint(*(f'{{n}} {{version(n)}}' for n in {names}), sep=', ')"
-    versions = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files]
-    said = Path(log).read_text() if log else subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", said.splitlines()[-1])}
-    return {
-        "versions": versions,
-        "paths": paths,
-        **counts,
-        "failures": re.findall(r"^(?:FAILED|ERROR) (\S+)", said, re.M),
-    }
+def disks() -> None:
+    """Every command that writes, on a disk with too little room for it; what was tried before is not tried again."""
+    spec = importlib.util.spec_from_file_location("full_disk", CHILD)
+    assert spec is not None
+    assert spec.loader is not None
+    full_disk = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(full_disk)
+    for name in full_disk.COMMANDS:
+        if name in read().get("disks", {}):
+            continue
+        with tempfile.TemporaryDirectory() as folder:
+            command = ["unshare", "-rm", sys.executable, str(CHILD), folder, "6", name]
+            said = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+        ends = json.loads(said)[1]
+        wrong = {disk: what for disk, what in ends.items() if what}
+        write({"disks": read().get("disks", {}) | {name: {"tried": len(ends), "wrong": wrong}}})
+        print(name, len(ends), wrong or "", file=sys.stderr, flush=True)
+
+
+def read() -> dict[str, Any]:
+    """What was measured."""
+    return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
+
+
+def write(found: dict[str, Any]) -> None:
+    """Keep what was measured."""
+    NUMBERS.write_text(json.dumps(read() | found, indent=1) + "\n", encoding="utf-8")
 
 
 # ---- the table
 def rows() -> list[dict[str, Any]]:
     """Fault, what was tried, how often, what happened, and the command that measured it."""
-    numbers, fuzz = (json.loads(p.read_text(encoding="utf-8")) for p in (NUMBERS, FUZZ))
+    numbers, fuzz = read(), json.loads(FUZZ.read_text(encoding="utf-8"))
     found = [_pixels(numbers["pixels"]), _fuzzed(fuzz["pictures"], "F18", PICTURES), _large(numbers["large"])]
     for fault, (what, _) in TESTS.items():
         if fault == "F26":
@@ -203,7 +208,9 @@ def rows() -> list[dict[str, Any]]:
         failed = sum(n for end, n in ends.items() if end != "PASSED")
         outcome = f"{ends.get('PASSED', 0)} tests pass" + (f", {failed} fail" if failed else "")
         found.append({"fault": fault, "what": what, "cases": sum(ends.values()), "outcome": outcome, "command": OWN})
-    return [*found, *_versions(numbers.get("oldest", []))]
+        if fault == "F21" and "disks" in numbers:
+            found.append(_disks(numbers["disks"]))
+    return [*found, *_versions()]
 
 
 PICTURES = "pictures cut, flipped, spliced, made to cost much, under other names"
@@ -242,24 +249,30 @@ def _large(found: dict[str, list[float]]) -> dict[str, Any]:
     }
 
 
-def _versions(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _disks(found: dict[str, Any]) -> dict[str, Any]:
+    cases = sum(ends["tried"] for ends in found.values())
+    wrong = sum(len(ends["wrong"]) for ends in found.values())
+    what = f"{len(found)} commands on a file system that is full at any page, out of inodes, or read-only; then with room"
+    outcome = f"{cases - wrong:,} end in one line with nothing half written, and go on to the same files; {wrong} do not"
+    return {"fault": "F21", "what": what, "cases": cases, "outcome": outcome, "command": f"{OWN} disks"}
+
+
+def _versions() -> list[dict[str, Any]]:
     found = []
-    for run in runs:
-        cases = sum(run.get(k, 0) for k in ("passed", "failed", "error", "errors"))
-        failed = f"{cases - run.get('passed', 0)} fail" + (f" ({', '.join(run['failures'][:3])})" if run["failures"] else "")
-        what = f"the oldest versions allowed: {run['versions']}; {', '.join(run['paths'][:4])}"
-        outcome = f"{run.get('passed', 0):,} tests pass, {failed}"
-        found.append({"fault": "F33", "what": what, "cases": cases, "outcome": outcome, "command": f"{OWN} oldest"})
+    for key, entry in versions.read().items():
+        ends = versions.counted(entry)
+        failed = ends["failed"] + ends["error"]
+        what = f"{key}: " + ", ".join(f"{n} {entry['versions'][n]}" for n in ("torch", "numpy", "pillow")) + " and the others"
+        outcome = f"{ends['passed']:,} tests pass, {failed} fail; docs/versions.md"
+        command = f"python -m benchmarks.versions {key.split(',')[0]}"
+        found.append({"fault": "F33", "what": what, "cases": ends["passed"] + failed, "outcome": outcome, "command": command})
     return found
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("all", "pictures", "tests", "oldest"), default="all")
-    parser.add_argument("--python", default=sys.executable, help="of an environment with the oldest versions")
-    parser.add_argument("--log", default="", help="what pytest said, where these tests were run apart")
-    parser.add_argument("--tests", nargs="+", default=["tests/core", "tests/evaluation"])
+    parser.add_argument("what", nargs="?", choices=("all", "pictures", "tests", "disks"), default="all")
     options = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     start, found = time.time(), {}
@@ -267,11 +280,9 @@ def main() -> None:
         found |= {"pixels": pixels(), "large": large()}
     if options.what in ("all", "tests"):
         found["tests"] = tried()
-    run = oldest(options.python, options.tests, options.log) if options.what == "oldest" else None
-    numbers = json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
-    if run is not None:
-        found["oldest"] = [*(r for r in numbers.get("oldest", []) if r["paths"] != options.tests), run]
-    NUMBERS.write_text(json.dumps(numbers | found, indent=1) + "\n", encoding="utf-8")
+    if options.what in ("all", "disks"):
+        disks()
+    write(found)
     print(f"{time.time() - start:.0f} s; see {NUMBERS.relative_to(ROOT)}, and python -m benchmarks.faults --only files")
 
 

@@ -23,8 +23,8 @@ NUMBERS, PAGE = ROOT / "docs" / "versions.json", ROOT / "docs" / "versions.md"
 HEAD = """# Versions
 
 The tests of this repository with other versions of what it needs. Deprecation warnings are errors, so what a library is about
-to take away fails too. **oldest**: the lower bounds of `pyproject.toml`; **pinned**: `constraints.txt`, which `run.py` installs;
-**newest**: what pip finds on the day. Written by `python -m benchmarks.versions oldest`, `pinned` and `newest`.
+to take away fails too. **oldest**: the lower bounds of `pyproject.toml`; **pinned**: `constraints.txt`, which `run.py`
+installs; **newest**: what pip finds on the day. Written by `python -m benchmarks.versions oldest`, `pinned` and `newest`.
 
 """
 
@@ -84,20 +84,26 @@ def test(name: str, python: str, paths: list[str], through: list[str], size: int
     everything = {str(p.relative_to(ROOT)) for p in (ROOT / "tests").rglob("test_*.py")}
     wanted = sorted(f for f in everything if any(f.startswith(path) for path in paths))
     while True:
-        numbers = read()
-        entry = numbers.setdefault(key, {"files": {}})
-        if entry.get("versions") != said["versions"]:
-            entry = numbers[key] = said | {"files": {}}
-        todo = [f for f in wanted if f not in entry["files"]][:size]
+        done = files(kept(key, said))
+        todo = [f for f in wanted if f not in done][:size]
         if not todo:
             return
         code, found = run(python, todo, through)
         if code == 124 and len(todo) > 1:  # what runs it stopped it: fewer at once
-            size = max(1, len(todo) // 2)
+            size = len(todo) // 2
             continue
-        entry["files"] |= dict.fromkeys(todo, {}) | {todo[0]: found if code != 124 else {"failed": 1, "failures": todo}}
-        NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-        print(f"{key}: {len(entry['files'])} of {len(wanted)} files", found, file=sys.stderr, flush=True)
+        if code == 124:
+            found = {"failed": 1, "failures": todo}
+        entry = kept(key, said)  # again: others may have written since
+        entry["runs"].append({"files": todo} | found)
+        NUMBERS.write_text(json.dumps(read() | {key: entry}, indent=1) + "\n", encoding="utf-8")
+        print(f"{key}: {len(files(entry))} of {len(wanted)} files", found, file=sys.stderr, flush=True)
+
+
+def kept(key: str, said: dict[str, Any]) -> dict[str, Any]:
+    """What was measured with these versions."""
+    entry = read().get(key, {})
+    return entry if entry.get("versions") == said["versions"] else said | {"runs": []}
 
 
 def read() -> dict[str, Any]:
@@ -105,11 +111,23 @@ def read() -> dict[str, Any]:
     return json.loads(NUMBERS.read_text(encoding="utf-8")) if NUMBERS.exists() else {}
 
 
-def counted(entry: dict[str, Any]) -> dict[str, Any]:
+def files(entry: dict[str, Any]) -> set[str]:
+    """The files of tests that an environment has run."""
+    return {file for run in entry["runs"] for file in run["files"]}
+
+
+def forget(which: str) -> None:
+    """Leave out the runs in which a test failed: they are made again."""
+    numbers = read()
+    for key, entry in numbers.items():
+        if key.startswith(which):
+            entry["runs"] = [run for run in entry["runs"] if not run["failures"]]
+    NUMBERS.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+
+
+def counted(entry: dict[str, Any]) -> dict[str, int]:
     """How the tests of an environment ended."""
-    ends = entry["files"].values()
-    count = {k: sum(e.get(k, 0) for e in ends) for k in ("passed", "failed", "error", "skipped")}
-    return count | {"failures": [f for e in ends for f in e.get("failures", ())]}
+    return {k: sum(run.get(k, 0) for run in entry["runs"]) for k in ("passed", "failed", "error", "skipped")}
 
 
 def page() -> str:
@@ -119,7 +137,7 @@ def page() -> str:
     for key, entry in runs.items():
         ends = counted(entry)
         failed = f"{ends['failed'] + ends['error']:,}"
-        lines.append(f"| {key} | {len(entry['files'])} | {ends['passed']:,} | {failed} | {ends['skipped']:,} |")
+        lines.append(f"| {key} | {len(files(entry))} | {ends['passed']:,} | {failed} | {ends['skipped']:,} |")
     names = list(requirements())
     lines += ["", f"| package | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
     lines += [f"| {n} | {' | '.join(e['versions'].get(n, '') for e in runs.values())} |" for n in names]
@@ -135,7 +153,10 @@ def main() -> None:
     parser.add_argument("--tests", nargs="+", default=["tests"], help="files or folders; default: all")
     parser.add_argument("--through", default="", help="a command that runs pytest, such as 'timeout 600'")
     parser.add_argument("--at-once", type=int, default=15, help="files in one run of pytest")
+    parser.add_argument("--again", action="store_true", help="run again what failed")
     options = parser.parse_args()
+    if options.again:
+        forget(options.which)
     if options.which != "table":
         folder = ROOT / "build" / "versions" / f"{options.which}-{Path(options.interpreter).name}"
         python = options.python or environment(options.which, options.interpreter, folder)

@@ -15,20 +15,25 @@ def check_writable(path: Path) -> None:
         raise UsageError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent, prefix="."):  # which others may see for a moment on some file systems
-            pass
-    except OSError as error:
-        raise _unwritable(path, error) from None
+    with writing(path), tempfile.TemporaryFile(dir=path.parent, prefix="."):
+        pass  # others may see it for a moment on some file systems
 
 
 def make_folder(path: Path) -> None:
     """Make a folder for pictures, or raise with the reason."""
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(path, error) from None
     check_writable(path / "picture.png")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """An error of the operating system within the block becomes one line about `path`."""
+    try:
+        yield
+    except OSError as error:
+        said = f"cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}"
+        raise ConvoscopeError(said) from None
 
 
 @contextmanager
@@ -36,12 +41,11 @@ def replaced(path: Path) -> Iterator[Path]:
     """A name to write to; it becomes `path`, on the disk, if the block ends well and vanishes if it does not."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        yield partial
-        with partial.open("rb+") as file:  # else a machine that stops may leave the name of a file without its content
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as error:
-        raise _unwritable(path, error) from None
+        with writing(path):
+            yield partial
+            with partial.open("rb+") as file:  # else a machine that stops may leave the name of a file without its content
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
         with suppress(OSError):
             partial.unlink()
@@ -57,7 +61,3 @@ def size_text(path: Path) -> str:
     """The size of a file for people: `412 kB`."""
     count = path.stat().st_size
     return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{max(count // 1000, 1)} kB"
-
-
-def _unwritable(path: Path, error: OSError) -> ConvoscopeError:
-    return ConvoscopeError(f"cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}")

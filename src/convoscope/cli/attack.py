@@ -154,7 +154,7 @@ def _of_all(progress: Any, start: int, count: int, total: int, done: int, of: in
 
 def _write(results: list[Named], paths: list[Path], pictures: Path | None, show: int) -> None:
     from convoscope.cli.work import command_line
-    from convoscope.files import replaced, write_text
+    from convoscope.files import make_folder, replaced, write_text
     from convoscope.synthesis import adversarial_figure as drawing
 
     attacks = [a for _, a in results]
@@ -167,7 +167,7 @@ def _write(results: list[Named], paths: list[Path], pictures: Path | None, show:
     for found, result in results if pictures is not None else ():
         for i, one in enumerate(found):
             place = (pictures / one.place).with_suffix(".png")  # type: ignore[operator]
-            place.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(place.parent)
             with replaced(place) as partial:
                 result.picture(i).save(partial, format="PNG")
 

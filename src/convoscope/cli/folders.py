@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from convoscope.core.errors import ConvoscopeError, ImageError, UsageError
-from convoscope.files import make_folder, replaced, write_text
+from convoscope.files import make_folder, replaced, write_text, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -211,7 +211,7 @@ def _save(batch: Batch, found: Found, keys: tuple[str, str], target: Any, a: "At
     words = [found.place.stem, a.method.name, target_text(a, index), *([a.at] if a.at != "input" else [])]
     file = found.place.parent / f"{'-'.join(slug(w)[:60] for w in words)}-{key[:8]}.png"
     path = batch.out / file
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with replaced(path) as partial:
         picture(a, a.inputs, [index]).save(partial, format="PNG")
     made = {"method": a.method.to_dict(), "target": target.to_dict(), "explains": target_text(a, index), "at": a.at}
@@ -220,7 +220,7 @@ def _save(batch: Batch, found: Found, keys: tuple[str, str], target: Any, a: "At
     entry = {"schema": SCHEMA, "key": key, "file": file.as_posix(), "picture": str(found.path), "picture_hash": content}
     entry |= {"network": a.network_name, "network_hash": a.network_hash, "seed": a.seed, **made, "diagnostics": each}
     batch.entries[key] = jsonable(entry)
-    with (batch.out / INDEX).open("a", encoding="utf-8") as index_file:
+    with writing(batch.out / INDEX), (batch.out / INDEX).open("a", encoding="utf-8") as index_file:
         index_file.write(_line(batch.entries[key]))
 
 

@@ -1,5 +1,6 @@
 """From arguments to an exit code: every error becomes one line on stderr."""
 
+import errno
 import os
 import signal
 import sys
@@ -79,6 +80,8 @@ def _report(error: Exception) -> int:
         return _stopped()
     if isinstance(error, OSError) and error.filename and error.strerror:
         return _fail(f"error: {error.filename}: {error.strerror.lower()}", 1)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):  # files have names: this is stdout
+        return _fail(f"error: cannot write the output: {os.strerror(error.errno).lower()}", 1)
     text = " ".join(str(error).split()) or "no message"
     return _fail(f"error: {type(error).__name__}: {text} (unexpected; --debug shows the traceback)", 1)
 

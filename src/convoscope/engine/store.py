@@ -26,7 +26,7 @@ from convoscope.core.errors import ConvoscopeError
 from convoscope.core.statistic import Statistic
 from convoscope.engine.keys import SCHEMA, digest
 from convoscope.engine.shards import Pair, Part
-from convoscope.files import make_folder
+from convoscope.files import make_folder, writing
 
 try:
     import fcntl
@@ -139,7 +139,7 @@ class Store:
     def write(self, shard: str, data: Iterable[Piece], keys: Iterable[str]) -> Path:
         """Write a shard's file for the pairs of these keys: afterwards it is on the disk."""
         path = self._folder(shard) / f"{shard}-{digest(sorted(keys))}.safetensors"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_durably(path, data)
         return path
 
@@ -196,7 +196,8 @@ class Store:
         """The right to compute a shard, or None while another process has it; it ends with the process that holds it."""
         if fcntl is None:
             return Claim(None)
-        file = os.open(self.claims / shard, os.O_CREAT | os.O_RDWR)
+        with writing(self.claims / shard):
+            file = os.open(self.claims / shard, os.O_CREAT | os.O_RDWR)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -227,21 +228,21 @@ def write_durably(path: Path, data: Iterable[Piece]) -> None:
     """Write a file that is whole or absent, whenever the machine stops, and is on the disk when this returns."""
     partial = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
-            file.writelines(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        if os.name == "posix":
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-    except OSError as error:
+        with writing(path):
+            with partial.open("wb") as file:
+                file.writelines(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+            if os.name == "posix":
+                folder = os.open(path.parent, os.O_RDONLY)
+                try:
+                    os.fsync(folder)
+                finally:
+                    os.close(folder)
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink()
-        raise ConvoscopeError(f"cannot write {str(path)!r}: {(error.strerror or str(error)).lower()}") from None
 
 
 def _clean(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """What a dream returns: the picture at its own size, the one it came from, and how it came about."""
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -81,7 +82,9 @@ class Dream:
             elif ending == ".png":
                 save_png(self.image(), partial, self.to_dict())
             else:
-                self.image().save(partial, format="JPEG", quality=92)
+                data = io.BytesIO()  # Pillow writes a JPEG to a full disk without noticing
+                self.image().save(data, format="JPEG", quality=92)
+                partial.write_bytes(data.getbuffer())
         return path
 
     def to_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.files import replaced, write_text
+from convoscope.files import make_folder, replaced, write_text
 
 SCHEMA = "convoscope.book/1"
 MANIFEST, INDEX, STORE, SCRATCH = "manifest.json", "index.sqlite", "store", "scratch"
@@ -105,7 +105,7 @@ def save_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Tensors by name, sorted, without metadata: the same numbers are the same bytes."""
     from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     data = save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
     with replaced(path) as partial:
         partial.write_bytes(data)

@@ -1,5 +1,6 @@
 """The index of a book: one SQLite file, written in one go, and questions to it. No text of a question becomes SQL."""
 
+import errno
 import math
 import os
 import re
@@ -94,6 +95,9 @@ def write_index(
                 _insert(connection, number, layer, columns)
             connection.executemany("INSERT INTO images VALUES (?, ?, ?)", sorted(images))
             connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            code = errno.ENOSPC if error.sqlite_errorcode == sqlite3.SQLITE_FULL else errno.EIO
+            raise OSError(code, os.strerror(code)) from error
         finally:
             connection.close()
         with open(partial, "rb") as file:

@@ -22,7 +22,7 @@ from convoscope.data.dataset import open_dataset
 from convoscope.engine.layers import find_layers, first_input
 from convoscope.engine.result import Sweep
 from convoscope.engine.run import sweep
-from convoscope.files import make_folder
+from convoscope.files import make_folder, writing
 from convoscope.network import Network
 from convoscope.units import book_files as files
 from convoscope.units import book_measures as measures
@@ -254,9 +254,12 @@ def _alone(folder: Path) -> Iterator[None]:
         return
     path, same = folder / LOCK, False
     while not same:
-        with open(path, "ab") as file:
+        with writing(path):
+            file = open(path, "ab")  # noqa: SIM115  its errors are told, not those of the scan
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            same = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            with contextlib.suppress(FileNotFoundError):
+                same = os.path.samestat(os.fstat(file.fileno()), path.stat())
             if same:  # and not one that its last owner has removed
                 try:
                     yield

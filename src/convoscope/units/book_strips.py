@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import NDArray
 
-from convoscope.files import replaced
+from convoscope.files import make_folder, replaced, writing
 from convoscope.units.book_files import LayerEntry, strip_path
 
 SCRATCH_BYTES = 4 << 30  # of disk; units whose pictures take more are drawn in several rounds
@@ -62,7 +62,7 @@ def write_strips(
     missing = [(c, u) for c, cut in enumerate(cuts) for u in range(cut.entry.units)]
     missing = [(c, u) for c, u in missing if not strip_path(folder, cuts[c].entry.stem, u).exists()]
     for cut in cuts:
-        strip_path(folder, cut.entry.stem, 0).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(strip_path(folder, cut.entry.stem, 0).parent)
     if not missing:
         return
     each = int(np.prod(cuts[0].images.shape[1:])) * size * size * 4
@@ -80,12 +80,15 @@ def _write_round(
 
     crop_bytes = job.size * job.size * 4
     try:
-        with open(scratch, "wb+") as file:
+        with writing(scratch), open(scratch, "wb+") as file:
             file.truncate(len(job.units) * job.per_unit * crop_bytes)
             for image, places in job.by_image():
                 picture = Image.fromarray(pixels(image))
                 for place, box in places:
-                    os.pwrite(file.fileno(), cut_out(picture, box, job.size), place * crop_bytes)
+                    crop, at = cut_out(picture, box, job.size), place * crop_bytes
+                    written = os.pwrite(file.fileno(), crop, at)
+                    if written < crop_bytes:  # the disk is full, which the rest is told
+                        os.pwrite(file.fileno(), crop[written:], at + written)
             for k, (c, u) in enumerate(job.units):
                 raw = os.pread(file.fileno(), job.per_unit * crop_bytes, k * job.per_unit * crop_bytes)
                 sorts, ranks = job.cuts[c].images.shape[1:]
