@@ -13,8 +13,9 @@ from convoscope.testing.exceptions import EXCEPTIONS
 from convoscope.testing.faults import FAULTS, advice
 from convoscope.testing.laws import LAWS
 from convoscope.testing.laws_trial import Law, NotTried, Trial, small
+from convoscope.testing.own import own
 from convoscope.testing.untouched import Watch
-from convoscope.testing.zoo import Hostile, own, unavailable, zoo
+from convoscope.testing.zoo import Hostile, unavailable, zoo
 
 REFUSED = "refuses the network"
 Exceptions = Mapping[tuple[str, str, str], str]

@@ -14,7 +14,7 @@ import torch
 
 from convoscope.method import explain
 from convoscope.targets import Logit
-from convoscope.testing.laws_trial import SEED, Trial, never_quickly, same
+from convoscope.testing.laws_trial import SEED, Trial, never_quickly, only_on, same
 from convoscope.testing.workers import SHARED, Reply, answers
 
 MANY, SOME, ROUNDS = 1000, 48, 4  # calls: on the networks named here, and on others; in so many rounds
@@ -56,7 +56,7 @@ def works_in_deterministic_mode(trial: Trial) -> None:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-@never_quickly
+@only_on("skip-in-place")
 def gives_the_same_numbers_with_two_threads(trial: Trial) -> None:
     """Operators that share their work among threads: the same map, and as many threads afterwards."""
     before, expected = torch.get_num_threads(), trial.reference

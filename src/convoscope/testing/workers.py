@@ -29,8 +29,9 @@ from convoscope.core.spec import Spec
 from convoscope.method import Method, explain
 from convoscope.targets import Logit
 from convoscope.testing.laws_trial import SEED, NotTried
+from convoscope.testing.own import own
 from convoscope.testing.untouched import OBJECTS, TENSORS, Watch
-from convoscope.testing.zoo import Hostile, own, zoo
+from convoscope.testing.zoo import Hostile, zoo
 
 SHARED = ("data parallel", "fully sharded")
 PATIENCE = 120.0  # seconds without a line: processes that wait for each other
