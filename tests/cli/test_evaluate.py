@@ -30,7 +30,10 @@ def test_methods_are_judged_on_pictures_of_which_the_evidence_is_known(cli: Cli,
     }
     page = (tmp_path / "r.html").read_text()
     assert "http" not in page.replace("http-equiv", "")
-    assert page.count("<tr>") == 13
+    assert page.count("<tr") == (1 + 4) + 3 * (1 + 4 + 1) + (1 + 12)  # at a glance, by metric, all numbers
+    assert "not told apart" in found.err
+    assert document["groups"].keys() == {"deletion", "gini", "energy-pointing"}
+    assert {(c["a"], c["b"]) for c in document["comparisons"]} == {("gradient", "grad-cam")}
     assert Image.open(tmp_path / "r.png").width > 800
 
 
@@ -43,10 +46,14 @@ def test_json_is_one_document(cli: Cli) -> None:
     assert {r["unit"] for r in document["rows"]} == {"Gini index"}
 
 
-def test_wrong_usage_is_one_line(cli: Cli, tmp_path: Path) -> None:
+def test_wrong_usage_is_one_line(cli: Cli, tmp_path: Path, tmp_path_factory: Any) -> None:
+    empty, data = tmp_path_factory.mktemp("empty"), tmp_path_factory.mktemp("data")
+    Image.new("RGB", (96, 96)).save(data / "a.png")
     for arguments, words in (
         (("scenes:2", "--metrics", "deletoin"), "did you mean"),
-        (("scenes:2", "--metrics", "energy-pointing"), "give truth="),
+        (("scenes:2", "--metrics", "energy-pointing"), "say of what: --concept NAME (here "),
+        ((str(empty), "--methods", "gradient"), "no pictures"),
+        ((str(data), "--metrics", "top-k"), "top-k compares maps with masks of the evidence, and"),
         (("scenes:2", "--concept", "carr"), "no concept 'carr'"),
         (("scenes:2", "-o", "r.pdf"), "saved as .html, .png, .csv or .json"),
         (("scenes:2", "--methods", "gradiant"), "did you mean"),
@@ -54,6 +61,7 @@ def test_wrong_usage_is_one_line(cli: Cli, tmp_path: Path) -> None:
         found = cli("evaluate", "scenes", *arguments)
         assert found.code == 2, (arguments, found.err)
         assert words in found.err
+        assert found.err.count("\n") == 1, found.err
     assert not list(tmp_path.iterdir())
 
 

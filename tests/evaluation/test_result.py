@@ -126,7 +126,7 @@ def test_other_files(tmp_path) -> None:
     for name in ("a.html", "A.HTM"):
         found.save(tmp_path / name)
         text = (tmp_path / name).read_text()
-        assert "Left out worse by deletion: it refused" in text
+        assert "<strong>worse by deletion</strong>: it refused" in text
         assert "7 forward passes of one image in 1.5 s, 11 for the maps." in text
         assert text.count("<h1") == 1
     found.save(tmp_path / "a.png")
@@ -152,3 +152,33 @@ def test_filled_points_are_better_than_random_maps() -> None:
     assert all(p.sure for panel in scores_of(alone).panels for p in panel.points)
     assert all(math.isnan(panel.null) for panel in scores_of(alone).panels)
     assert len(scores_of(alone).about) == 1
+
+
+def test_the_page_says_who_is_better_than_what_knows_nothing_and_who_is_not_told_apart() -> None:
+    """Of two metrics one has maps that beat random ones and edges, ones that beat random maps alone, and worse ones."""
+    from convoscope.evaluation.drawing import judgment
+
+    g = torch.Generator().manual_seed(0)
+    means = torch.tensor([0.9, 0.9, 0.5, 0.1, 0.3, 0.7, NAN], dtype=torch.float64)[:, None]
+    scores = means + torch.randn(7, 12, generator=g, dtype=torch.float64) / 20
+    names = ("one", "two", "three", "worse", "random", "edges", "gone")
+    found = Evaluation((Insertion(), Deletion()), (*names[:4], "gone", "random", "edges"), ("random", "edges"),
+                       torch.stack([scores, -scores])[:, [0, 1, 2, 3, 6, 4, 5]], ("probability",) * 2,
+                       {(m, "gone"): "it refused" for m in ("insertion", "deletion")}, data="some pictures")  # fmt: skip
+    page = judgment(found)
+    for metric in page.metrics:
+        kinds = {m.name: m.kind for m in metric.marks}
+        assert kinds == {"one": "both", "two": "both", "three": "random", "worse": "worse", "random": "null", "edges": "null",
+                         "gone": ""}  # fmt: skip
+        assert {m.name for m in metric.marks if m.best} == {"one", "two"}
+        assert metric.marks[-1].name == "gone"
+        assert metric.marks[-1].note == "it refused"
+        assert [m.name for m in metric.marks if m.groups == [0]] == found.groups(metric.name)[0]
+    assert page.metrics[0].arrow != page.metrics[1].arrow
+    assert page.refused == [("gone by insertion, gone by deletion", "it refused")]
+    assert page.lede.startswith("5 methods judged by 2 metrics on 12 images of some pictures")
+    assert len(page.rows) == 14
+    assert all(len(row) == len(page.header) for row in page.rows)
+    alone = judgment(Evaluation(found.metrics, found.names, found.nulls, found.scores[..., :1], found.units))
+    assert not any(m.groups or m.best for metric in alone.metrics for m in metric.marks)
+    assert not alone.kinds or all(m.kind in ("", "null") for metric in alone.metrics for m in metric.marks)

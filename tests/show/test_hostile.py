@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import convoscope as cs
-from convoscope.show import atlas, bench, book, html, scores, sheet, strip
+from convoscope.show import atlas, bench, book, html, judged, scores, sheet, strip
 
 EVIL = "</title></style></script><x-evil onload=alert(1)>\"'><x-evil a=`b`>{{ 7*7 }}{% raw %} javascript:alert(2)"
 TEMPLATES = sorted(Path(html.__file__).parent.joinpath("templates").glob("*.html"))
@@ -100,6 +100,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "report": lambda: html.page(hostile(html.Report)),
     "strip": lambda: strip.page(hostile(strip.Strip), EVIL, EVIL),
     "scores": lambda: scores.page(hostile(scores.Scores), [[EVIL]], [EVIL], [EVIL], EVIL),
+    "judgment": lambda: judged.page(hostile(judged.Judgment)),
     "benchmark": lambda: bench.page(dataclasses.replace(hostile(bench.Benchmark))),
     "atlas": lambda: atlas.page(hostile(atlas.Sheet)),
     "methods side by side": lambda: sheet.page(hostile(html.Report), [hostile(sheet.Sheet)]),

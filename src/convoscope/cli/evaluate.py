@@ -101,20 +101,23 @@ def evaluate(
     from convoscope.cli.work import choose_methods, command_line, jsonable, split_methods
     from convoscope.data.dataset import open_dataset
     from convoscope.evaluation.evaluate import evaluate as run
+    from convoscope.evaluation.evaluate import metric_of
     from convoscope.files import check_writable, write_text
 
     files = out or ([] if as_json else [DEFAULT_OUT])
     for path in files:
         check_ending(path)
         check_writable(path)
-    net = opt.load_network(model, arch, weights, allow_partial, device)
+    made, asked = choose_methods([methods], {}, ()), [metric_of(m) for m in split_methods(metrics)]
     images = open_dataset([data] if Path(data).is_file() else data)
     images = images.subset(range(min(limit, len(images)))) if limit else images
+    needs_concept(asked, images, concept)
+    net = opt.load_network(model, arch, weights, allow_partial, device)
     truth = None if concept is None else truth_of(net, images, concept)
     with Progress("evaluating (passes)") as progress, goes_on(store):
         found = run(
-            net, images, choose_methods([methods], {}, ()), split_methods(metrics), target, truth=truth,
-            permutations=permutations, batch_size=batch_size, memory=memory, store=store, seed=seed, progress=progress,
+            net, images, made, asked, target, truth=truth, permutations=permutations, batch_size=batch_size, memory=memory,
+            store=store, seed=seed, progress=progress,
         )  # fmt: skip
     for path in files:
         if path.suffix.lower() in (".html", ".htm"):
@@ -150,18 +153,29 @@ def check_ending(path: Path) -> None:
         raise UsageError(f"an evaluation is saved as .html, .png, .csv or .json; got {path.name!r}")
 
 
-def truth_of(net: Any, images: Any, concept: str) -> Any:
-    """Where a concept of the data set is in each picture, at the network's input size. Raises UsageError for an unknown one."""
-    import torch
-
+def needs_concept(metrics: Any, images: Any, concept: str | None) -> None:
+    """Raises UsageError, before any work, where a metric asks where the evidence is and nobody said."""
     from convoscope.core.errors import UsageError, did_you_mean
-    from convoscope.data.dataset import segments_for
 
     names = [c.name for c in images.concepts]
-    if concept not in names:
+    asks = [m.name for m in metrics if "truth" in m.needs]
+    if concept is not None and concept not in names:
         known = did_you_mean(concept, names) if names else "; it has no dense labels"
         raise UsageError(f"{images.name} has no concept {concept!r}{known}")
-    number = names.index(concept) + 1
+    if asks and concept is None and not names:
+        raise UsageError(f"{asks[0]} compares maps with masks of the evidence, and {images.name} has no dense labels")
+    if asks and concept is None:
+        some = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+        raise UsageError(f"{asks[0]} compares maps with masks of the evidence; say of what: --concept NAME (here {some})")
+
+
+def truth_of(net: Any, images: Any, concept: str) -> Any:
+    """Where a concept of the data set is in each picture, at the network's input size."""
+    import torch
+
+    from convoscope.data.dataset import segments_for
+
+    number = [c.name for c in images.concepts].index(concept) + 1
     return torch.stack([(segments_for(net, images, i) == number).any(0) for i in range(len(images))])
 
 
@@ -170,19 +184,32 @@ def _tell(found: Any, files: list[Path]) -> None:
     from convoscope.files import size_text
     from convoscope.show.figure import number
 
-    rows = {(r["metric"], r["method"]): r for r in found.rows()}
+    rows, some = {(r["metric"], r["method"]): r for r in found.rows()}, len(found.names) - len(found.nulls)
+    header = ("method", "mean", "95 % interval", "skill", "p", "better than", "group")
     for metric, label in zip(found.metrics, found.labels, strict=True):
         unit = rows[label, found.names[0]]["unit"]
         cells = [
-            (name, number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}", number(r["skill"]), number(r["p"]))
+            (
+                name, number(r["mean"]), f"{number(r['low'])} to {number(r['high'])}", number(r["skill"]), number(r["p"]),
+                f"{r['better_than']} of {some - 1}" if r["group"] else "", r["group"],
+            )
             for name in found.ranking(label)
             if (r := rows[label, name])
-        ]
+        ]  # fmt: skip
         cells = [tuple("" if c in ("nan", "nan to nan") else c for c in row) for row in cells]
-        console().print(f"{metric.title} ({unit}, {BETTER[metric.direction]} is better)", style="bold")
-        console().print(table(("method", "mean", "95 % interval", "skill", "p"), cells, right=("mean", "skill", "p")))
+        title = metric.title + (f", {label.split(':', 1)[1]}" if ":" in label else "")
+        console().print(f"{title} ({unit}, {BETTER[metric.direction]} is better)", style="bold")
+        console().print(table(header, cells, right=("mean", "skill", "p", "better than")))
         console().print()
+    told = "skill, p: over random maps" if "random" in found.nulls else ""
+    if any(r["group"] for r in rows.values()):
+        told += f"{'; ' if told else ''}methods that share a letter are not told apart (paired tests over images, p <= 0.05)"
+    if told:
+        note(told)
+    reasons: dict[str, list[str]] = {}
     for (metric, name), reason in found.left_out.items():
-        note(f"left out {name} by {metric}: {reason}")
+        reasons.setdefault(reason, []).append(f"{name} by {metric}")
+    for reason, who in reasons.items():
+        note(f"left out {', '.join(who)}: {reason}")
     for path in files:
         console().print(f"{path} ({size_text(path)})")

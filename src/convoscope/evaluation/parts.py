@@ -174,9 +174,10 @@ class Run:
 
     def _most(self, case: Case) -> int:
         """How many passes of one image the whole evaluation takes at most."""
-        again = [1 if "methods" in m.needs else 1 + self.permutations for m in self.metrics]
-        each = sum(m.passes(case) * (1 if m.shared else len(self.names) * n) for m, n in zip(self.metrics, again, strict=True))
-        return self.count * (each + sum(m.evaluations(case.x[:1]) for m in self.methods))
+        maps = sum(m.evaluations(case.x[:1]) for m in self.methods)
+        alone = len(self.names) * (1 + self.permutations)
+        each = [m.passes(case) * (maps if "methods" in m.needs else 1 if m.shared else alone) for m in self.metrics]
+        return self.count * (sum(each) + maps)
 
     def _target(self, x: Tensor, first: int) -> Target:
         """The target with everything open fixed by the clean images."""

@@ -1,5 +1,6 @@
 """Figures for papers and slides: pictures and maps in a row or grid, with titles, captions and color scales, as PNG."""
 
+import math
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -55,6 +56,18 @@ def number(value: float) -> str:
         return "0"
     text = f"{value:.3g}"
     return text.replace("e-0", "e-").replace("e+0", "e")
+
+
+def ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers, three to six, the first and the last around all values."""
+    known = [v for v in values if math.isfinite(v)] or [0.0, 1.0]
+    low, high = min(known), max(known)
+    if 0 <= low < 0.35 * high:
+        low = 0.0
+    wide = high - low or abs(high) or 1.0
+    step = next(s for k in (-2, -1, 0) for n in (1, 2, 5) if (s := n * 10.0 ** (math.floor(math.log10(wide)) + k)) * 4 >= wide)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{k * step:.12g}") for k in range(first, max(last, first + 1) + 1)]
 
 
 def figure(

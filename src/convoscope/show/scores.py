@@ -8,11 +8,11 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from convoscope.show import html
-from convoscope.show.figure import INK, LINE, MARGIN, PAPER, SOFT, number, text_height, text_width, write_text
+from convoscope.show.figure import INK, LINE, MARGIN, PAPER, SOFT, number, text_height, text_width, ticks, write_text
 
 HEAD, TITLE, TEXT, SMALL = 18.0, 13.0, 11.5, 10.0
 PANEL, ROW, GAP = 170.0, 21.0, 26.0  # points: the width of a panel, the height of a method, between two panels
-STRONG, WEAK = "#2f6fb7", "#9aa3af"
+STRONG, WEAK, FAINT = "#2f6fb7", "#9aa3af", "#eff0f2"
 MOST = 5  # panels side by side
 
 
@@ -88,17 +88,18 @@ def _top(draw: Any, panel: Panel, x: float, y: float, zoom: int) -> float:
 
 
 def _panel(draw: ImageDraw.ImageDraw, panel: Panel, nulls: Sequence[bool], x: float, y: float, zoom: int) -> None:
-    low, high = _span(panel)
+    marks = ticks([v for p in panel.points for v in (p.mean, p.low, p.high)])
+    low, high = marks[0], marks[-1]
 
     def at(value: float) -> float:
-        return (x + (value - low) / (high - low) * PANEL) * zoom
+        return (x + (min(max(value, low), high) - low) / (high - low) * PANEL) * zoom
 
     end = y + ROW * len(panel.points)
     draw.line((x * zoom, end * zoom, (x + PANEL) * zoom, end * zoom), fill=LINE, width=zoom)
-    for value, anchor in ((low, 0.0), (high, 1.0)):
+    for value in marks:
         text = number(value)
-        left = x + anchor * (PANEL - text_width(text, SMALL, zoom))
-        write_text(draw, text, left, end + 4, SMALL, PANEL, SOFT, zoom)
+        draw.line((at(value), y * zoom, at(value), end * zoom), fill=FAINT, width=zoom)
+        write_text(draw, text, at(value) / zoom - text_width(text, SMALL, zoom) / 2, end + 4, SMALL, PANEL, SOFT, zoom)
     if not math.isnan(panel.null):
         for step in range(int(y * zoom), int(end * zoom), 6 * zoom):
             draw.line((at(panel.null), step, at(panel.null), step + 3 * zoom), fill=WEAK, width=zoom)
@@ -113,15 +114,6 @@ def _panel(draw: ImageDraw.ImageDraw, panel: Panel, nulls: Sequence[bool], x: fl
         radius = 4 * zoom
         box = (at(point.mean) - radius, middle - radius, at(point.mean) + radius, middle + radius)
         draw.ellipse(box, fill=color if point.sure else PAPER, outline=color, width=zoom + 1)
-
-
-def _span(panel: Panel) -> tuple[float, float]:
-    """The ends of the axis: all intervals, with a little room, and zero where it is near."""
-    values = [v for p in panel.points for v in (p.mean, p.low, p.high) if not math.isnan(v)] or [0.0, 1.0]
-    low, high = min(values), max(values)
-    room = 0.06 * (high - low) or 0.5 * abs(high) or 0.5
-    low, high = (0.0 if 0 <= low < 0.35 * high else low - room), high + room
-    return low, high
 
 
 def page(
