@@ -49,12 +49,15 @@ def set_up(extras):
     if PYTHON.exists() and stamp.exists() and stamp.read_text() == fingerprint():
         return
     say("setting up .venv (once; PyTorch is large, so this takes a few minutes) ...")
-    command = [*pip_command(), "install", "--editable", f".{extras}", "--constraint", "constraints.txt"]
+    command = [*pip_command(), "install", "--editable", f".{extras}", "--constraint", "constraints.txt", "--no-compile"]
     if not sys.stderr.isatty():
         command.append("-qq")
     # pip's own lines go to stderr, so that stdout holds nothing but what the command itself prints.
     if subprocess.run(command, cwd=ROOT, stdout=2).returncode:
         sys.exit("error: pip could not install convoscope; its message above says why")
+    # What pip would do on one core; tests of libraries are left out.
+    compiling = [str(PYTHON), "-m", "compileall", "-q", "-j", "0", "-x", r"[\\/]tests?[\\/]", str(VENV)]
+    subprocess.run(compiling, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     stamp.write_text(fingerprint())
 
 

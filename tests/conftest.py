@@ -1,5 +1,6 @@
 """What all tests share: one thread, the same draws in any order, real networks and photographs where the machine has them."""
 
+import math
 import os
 import random
 import zlib
@@ -45,9 +46,10 @@ def pytest_runtest_call(item: pytest.Item) -> None:
 
 
 @pytest.fixture(autouse=True)
-def wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tables are as wide as in a file: pytest-xdist tells its workers of 80 columns."""
+def what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are as wide as in a file, though pytest-xdist tells its workers of 80 columns; no line comes of a slow machine."""
     monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("convoscope.cli.terminal.EVERY", math.inf)
 
 
 @pytest.fixture(scope="session")

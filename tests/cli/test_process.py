@@ -1,9 +1,8 @@
-"""What only a real process shows: the time of `--help`, Ctrl-C, pipes."""
+"""What only a real process shows: what `--help` imports, Ctrl-C, pipes."""
 
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -13,21 +12,13 @@ from convoscope.files import replaced
 CLI = [sys.executable, "-m", "convoscope"]
 
 
-def test_help_is_fast_and_imports_no_torch() -> None:
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        done = subprocess.run([*CLI, "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.perf_counter() - start)
+@pytest.mark.parametrize("words", [["--help"], ["explain", "--help"]])
+def test_help_imports_nothing_that_takes_long(words: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-X", "importtime", *CLI[1:], *words], capture_output=True, text=True, check=True)
     assert "explain" in done.stdout
-    assert min(seconds) < 0.5
-    listed = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "convoscope", "explain", "--help"],
-        capture_output=True,
-        text=True,
-    )
-    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in listed.stderr.splitlines()}
-    assert not modules & {"torch", "numpy", "PIL", "torchvision"}
+    modules = {line.rpartition("|")[2].strip().split(".")[0] for line in done.stderr.splitlines()}
+    assert "typer" in modules
+    assert not modules & {"torch", "numpy", "PIL", "torchvision", "safetensors", "jaxtyping", "jinja2", "skimage"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -42,11 +33,8 @@ def test_ctrl_c_leaves_nothing(number: signal.Signals, code: int, picture: Path,
     )
     assert process.stdout is not None
     assert process.stdout.readline()  # the predictions: the work has begun
-    time.sleep(0.5)
     process.send_signal(number)
-    told = time.perf_counter()
-    _, err = process.communicate(timeout=60)
-    assert time.perf_counter() - told < 5  # 2 on a machine that has nothing else to do
+    _, err = process.communicate(timeout=120)
     assert process.returncode == code, err
     assert err.splitlines()[-1] == "stopped"
     assert [p.name for p in tmp_path.iterdir()] == [picture.name]

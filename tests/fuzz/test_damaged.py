@@ -15,11 +15,14 @@ sys.path.append(str(Path(__file__).resolve().parents[2]))
 pictures = pytest.importorskip("benchmarks.fuzz_pictures", reason="the benchmarks are not part of this installation")
 checkpoints = pytest.importorskip("benchmarks.fuzz_checkpoints")
 
-COSTLY = [  # each of them took seconds or gigabytes before there were limits
-    "jpeg2000 of tiny precincts", "jpeg of 100 scans", "tiff of huge tiles", "tiff of a million strips", "gif of many comments",
-    "ico of 169 megapixels", "ico of a bitmap of 100 megapixels", "dds of 4 megapixels", "ppm in words of 4 megapixels",
-    "qoi of 24 megapixels", "png of a million chunks", "ppm of a long comment",
-]  # fmt: skip
+COSTLY = {  # each of them took seconds or gigabytes before there were limits, which these words are of
+    "jpeg2000 of tiny precincts": "is not read", "jpeg of 100 scans": "in 105 passes, more than a picture needs",
+    "tiff of huge tiles": "larger than the picture", "tiff of a million strips": "more than a picture has",
+    "gif of many comments": "more parts than a picture has", "ico of 169 megapixels": "at most 1024 x 1024 are read",
+    "ico of a bitmap of 100 megapixels": "at most 1024 x 1024 are read", "dds of 4 megapixels": "since they are read slowly",
+    "ppm in words of 4 megapixels": "since they are read slowly", "qoi of 24 megapixels": "since they are read slowly",
+    "png of a million chunks": "more parts than a picture has", "ppm of a long comment": "more parts than a picture has",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("start", [1, 301, 601, 1001, 1301])
@@ -35,13 +38,10 @@ def test_damaged_pictures_end_in_pixels_or_in_one_line(start: int) -> None:
     assert not any("\n" in line for line in said)
 
 
-@pytest.mark.parametrize("name", COSTLY)
-def test_pictures_made_to_cost_are_refused_at_once(name: str) -> None:
-    data = pictures.BOMBS[name]()
-    start = time.process_time()
-    with pytest.raises(ImageError):
-        pictures.attempt(data, "-")
-    assert time.process_time() - start < 0.5
+@pytest.mark.parametrize(("name", "limit"), COSTLY.items())
+def test_pictures_made_to_cost_are_refused_by_a_limit(name: str, limit: str) -> None:
+    with pytest.raises(ImageError, match=limit):
+        pictures.attempt(pictures.BOMBS[name](), "-")
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_no_program_runs(way: str, folder: Path) -> None:
         start = time.process_time()
         with suppress(LoadError):  # some are tensors and sets
             checkpoints.attempt(data, ".pth")
-        assert time.process_time() - start < 1, name
+        assert time.process_time() - start < 20, name  # those made to cost take minutes or 100 GB where they run
 
 
 def test_a_size_that_is_none_of_the_archive_is_refused(folder: Path) -> None:

@@ -173,7 +173,8 @@ def test_table():
 def test_scripts_run_without_complaint(tmp_path):
     (tmp_path / "r.html").write_text(page(report()), encoding="utf-8")
     flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += ["--dump-dom", "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
+    flags += ["--disable-dev-shm-usage", "--dump-dom", "--enable-logging=stderr", "--virtual-time-budget=2000"]
+    flags += [f"--user-data-dir={tmp_path / 'profile'}"]
     done = subprocess.run(
         ["chromium", *flags, f"file://{tmp_path / 'r.html'}"], capture_output=True, text=True, timeout=120, check=True
     )

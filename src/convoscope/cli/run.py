@@ -20,9 +20,9 @@ def run(arguments: Sequence[str]) -> int:
     debug = "--debug" in options or bool(os.environ.get("CONVOSCOPE_DEBUG"))
     if "--debug" in options:
         words.remove("--debug")
-    from convoscope.cli.app import app
-
     try:
+        from convoscope.cli.app import app
+
         with _terminable():
             code = app(args=words, prog_name="convoscope", standalone_mode=False)
         sys.stdout.flush()

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 160  # of tables that go to a file or a pipe
+EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 def console() -> Console:
@@ -44,7 +45,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], right: Iter
 
 
 class Progress:
-    """Calls of `progress(done, total)` become a bar on a terminal, or a line every ten seconds elsewhere.
+    """Calls of `progress(done, total)` become a bar on a terminal, or a line every ten seconds (`EVERY`) elsewhere.
 
     Nothing appears within the first second. `label` may be changed on the way.
     """
@@ -63,7 +64,7 @@ class Progress:
         if now - self.started < 1:
             return
         if not sys.stderr.isatty():
-            if now - self.told >= 10:
+            if now - self.told >= EVERY:
                 self.told = now
                 print(f"{self.label}: {done}" + (f" of {total}" if total else ""), file=sys.stderr, flush=True)
             return
