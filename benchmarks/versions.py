@@ -8,6 +8,7 @@ in it, some files at a time. A run that was stopped goes on where the same comma
 """
 
 import argparse
+import collections
 import json
 import re
 import subprocess
@@ -65,16 +66,23 @@ def about(python: str) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def run(python: str, files: list[str], through: list[str]) -> tuple[int, dict[str, Any]]:
-    """The exit code of pytest on some files, how its tests ended, and which failed."""
-    command = [*through, python, "-m", "pytest", "-q", "-rfE", "-p", "no:cacheprovider", *files]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    last = (done.stdout.splitlines() or [""])[-1]
-    counts: dict[str, Any] = {k: int(n) for n, k in re.findall(r"(\d+) (passed|failed|skipped|error)", last)}
-    failures = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-    if not counts and done.returncode != 124:
-        print(done.stdout[-2000:], done.stderr[-2000:], file=sys.stderr)
-    return done.returncode, counts | {"failures": failures}
+def run(python: str, wanted: list[str], through: list[str]) -> dict[str, Any]:
+    """How the tests of these files ended, or of as many as were through when pytest was stopped."""
+    command = [*through, python, "-u", "-m", "pytest", "-v", "-rN", "--tb=no", "-p", "no:cacheprovider", *wanted]
+    done = subprocess.run([*command, "--continue-on-collection-errors"], cwd=ROOT, capture_output=True, text=True)
+    ends = re.findall(r"^(tests/\S+?\.py)(::.*|) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", done.stdout, re.MULTILINE)
+    broken = re.findall(r"^_+ ERROR collecting (\S+) _+$", done.stdout, re.MULTILINE)
+    if done.returncode in (0, 1, 5):
+        through_all = wanted
+    else:  # stopped: the last file that had begun is not through
+        begun = [f for f in wanted if any(f == file for file, _, _ in ends)]
+        through_all = begun[:-1]
+        if not through_all:
+            print(done.stdout[-3000:], done.stderr[-3000:], file=sys.stderr)
+            through_all, ends = wanted[:1], [*ends, (wanted[0], " took too long, or pytest broke", "FAILED")]
+    counts = collections.Counter(end.lower() for file, _, end in ends if file in through_all)
+    failures = [file + test for file, test, end in ends if file in through_all and end in ("FAILED", "ERROR")]
+    return {"files": through_all, **counts, "failures": failures + [f for f in broken if f in through_all]}
 
 
 def test(name: str, python: str, paths: list[str], through: list[str], size: int) -> None:
@@ -88,16 +96,11 @@ def test(name: str, python: str, paths: list[str], through: list[str], size: int
         todo = [f for f in wanted if f not in done][:size]
         if not todo:
             return
-        code, found = run(python, todo, through)
-        if code == 124 and len(todo) > 1:  # what runs it stopped it: fewer at once
-            size = len(todo) // 2
-            continue
-        if code == 124:
-            found = {"failed": 1, "failures": todo}
+        found = run(python, todo, through)
         entry = kept(key, said)  # again: others may have written since
-        entry["runs"].append({"files": todo} | found)
+        entry["runs"].append(found)
         NUMBERS.write_text(json.dumps(read() | {key: entry}, indent=1) + "\n", encoding="utf-8")
-        print(f"{key}: {len(files(entry))} of {len(wanted)} files", found, file=sys.stderr, flush=True)
+        print(f"{key}: {len(files(entry))} of {len(wanted)} files", found | {"files": []}, file=sys.stderr, flush=True)
 
 
 def kept(key: str, said: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +130,8 @@ def forget(which: str) -> None:
 
 def counted(entry: dict[str, Any]) -> dict[str, int]:
     """How the tests of an environment ended."""
-    return {k: sum(run.get(k, 0) for run in entry["runs"]) for k in ("passed", "failed", "error", "skipped")}
+    count = {k: sum(run.get(k, 0) for run in entry["runs"]) for k in ("passed", "skipped")}
+    return count | {"failed": sum(len(run["failures"]) for run in entry["runs"])}
 
 
 def page() -> str:
@@ -136,8 +140,7 @@ def page() -> str:
     lines = ["| versions | files | passed | failed | skipped |", "|---|---|---|---|---|"]
     for key, entry in runs.items():
         ends = counted(entry)
-        failed = f"{ends['failed'] + ends['error']:,}"
-        lines.append(f"| {key} | {len(files(entry))} | {ends['passed']:,} | {failed} | {ends['skipped']:,} |")
+        lines.append(f"| {key} | {len(files(entry))} | {ends['passed']:,} | {ends['failed']:,} | {ends['skipped']:,} |")
     names = list(requirements())
     lines += ["", f"| package | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
     lines += [f"| {n} | {' | '.join(e['versions'].get(n, '') for e in runs.values())} |" for n in names]
