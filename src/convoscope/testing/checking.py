@@ -60,7 +60,7 @@ def check_method(
     top of a module, other processes can make a copy too. A method may refuse a network with UnsupportedError.
 
     `thorough` tries what costs much as well, for each network: every law on every network, an exception at every layer and
-    at many operators, another process, two processes that share the network, a hundred calls (a thousand on some networks),
+    at many operators, another process, two processes that share the network, dozens of calls (a thousand on one network),
     other defaults of the process. On the zoo this takes about a minute for a fast method; without it, a few seconds.
 
     Prints how many networks the method was checked on and which it refused; where `thorough`, a line for each fault. Raises

@@ -103,8 +103,10 @@ def leaves_the_network_untouched_when_a_layer_raises(trial: Trial) -> None:
 
     handles = [m.register_forward_hook(hook) for m in trial.network.plain.modules()]
     try:
+        watch = Watch(trial.network.module, trial.x)
         same(trial.values(), expected, "with hooks of the user's")
-        count, watch = calls, Watch(trial.network.module, trial.x)
+        watch.check("with hooks of the user's")
+        count = calls
         for fatal in _spread(count, 3 * MOMENTS, trial.hostile.name):
             calls = 0
             try:
