@@ -156,7 +156,7 @@ def _every_pair(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
         parser.error("--every-pair needs --store, a folder")
     if missing := run(options.store, options.methods, options.networks, options.seconds):
         print(f"{missing:,} pairs are missing; run it again to go on")
-    elif all(p in pairs(options.store) for p in wanted(None, None)):
+    if options.write or all(p in pairs(options.store) for p in wanted(None, None)):
         write({"pairs": section(options.store)})
 
 
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="pairs of these methods alone")
     parser.add_argument("--networks", nargs="+", help="pairs of these networks alone")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="how long to go on with pairs")
+    parser.add_argument("--write", action="store_true", help="write the page although pairs are missing")
     parser.add_argument("--threads", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -3,6 +3,7 @@
 python -m benchmarks.faults --every-pair --store DIR                 # what is not there yet; the page, once all is there
 python -m benchmarks.faults --every-pair --store DIR --seconds 150   # ends after about so long; run it again to go on
 python -m benchmarks.faults --every-pair --store DIR --methods lrp lime --networks skip   # of these alone
+python -m benchmarks.faults --every-pair --store DIR --seconds 0 --write                  # the page, from what is there
 
 A store belongs to one state of the code: begin a new one after a change.
 """
@@ -75,8 +76,9 @@ def tried(method: str, network: str) -> Pair:
 def section(store: Path) -> str:
     """The tables of the store."""
     found = list(pairs(store).values())
-    count, seconds = len(found), sum(p["seconds"] for p in found)
+    count, every, minutes = len(found), len(wanted(None, None)), sum(p["seconds"] for p in found) / 60
     names = len({p["method"] for p in found}), len({p["network"] for p in found})
+    there = "" if count == every else f" ({every - count:,} pairs are not tried yet: run the command again)"
     refusing = sum(any(law == REFUSED for law, *_ in p["verdicts"]) for p in found)
     faults = "".join(
         f"| {number} | {fault.title} | {len(fault.laws)} | {_cells(_ends_of_fault(found, fault.laws))} |\n"
@@ -88,9 +90,10 @@ def section(store: Path) -> str:
     )
     return f"""## Every law on every pair
 
-{names[0]} methods x {names[1]} hostile networks = {count:,} pairs, each with {len(LAWS)} laws in double precision, in
-{seconds / 60:.0f} minutes of one core (PyTorch {torch.__version__}). {refusing} pairs are refused by the method, with a reason:
-they count as refused in every row. A pair is right where all laws of a fault hold, wrong or crashed where one is broken.
+{count:,} of {every:,} pairs of a method and a hostile network{there}, {names[0]} methods, {names[1]} networks: {len(LAWS)} laws
+each, in double precision, in {minutes:.0f} minutes of one core (PyTorch {torch.__version__}). {refusing} pairs are refused by the
+method, with a reason: they count as refused in every row. A pair is right where all laws of a fault hold, wrong or crashed where
+one is broken.
 
 | fault | what it is | laws | pairs | right | refused | not tried | wrong | crashed |
 |---|---|---|---|---|---|---|---|---|
