@@ -38,7 +38,8 @@ def ranking(found: Bench) -> str:
     skills = {(r["task"], r["method"]): r for r in found.rows()}
     rows = []
     for r in found.ranking():
-        title = f"*{r['title']}*" if r["control"] else r["title"]
+        settings = r["method"].partition(":")[2]
+        title = f"*{r['title']}*" if r["control"] else f"{r['title']}, {settings}" if settings else r["title"]
         each = [cell(skills[o.task.name, r["method"]]["skill"]) for o in found.outcomes]
         rows.append((str(r["rank"] or ""), title, f"{cell(r['skill'])} ({cell(r['low'])} to {cell(r['high'])})", *each))
     return markdown(("", "method", "mean skill", *(o.task.title for o in found.outcomes)), rows, 3)
@@ -63,9 +64,9 @@ def task_table(outcome: Outcome, more: dict[str, list[float]]) -> str:
 def asked_table(found: Bench) -> str:
     rows = []
     for o in found.outcomes:
-        sure = o.reliability(found.seed)
+        sure, items = o.reliability(found.seed), int((~o.scores[o.names.index("oracle")].isnan()).sum())
         rows.append((f"[{o.task.title}](#{anchor(o.task.title)})", f"`{o.task.name}`", o.task.exact, o.task.measures,
-                     str(o.scores.shape[-1]), cell(float(o.chance.nanmean())), cell(sure)))  # fmt: skip
+                     str(items), cell(float(o.chance.nanmean())), cell(sure)))  # fmt: skip
     return markdown(("task", "name", "the truth is exact, because", "score", "items", "chance", "order reliable"), rows, 4)
 
 
@@ -75,10 +76,13 @@ def anchor(title: str) -> str:
 
 
 def few_of(metrics: MetricRanking) -> str:
-    """Which metrics were asked on fewer pictures than the others."""
+    """Which metrics have scores on fewer pictures than there are, since they take long or are not defined on some."""
     counts = (~metrics.scores.isnan()).any(1).sum(-1).tolist()
-    rare = [m.title for m, count in zip(metrics.metrics, counts, strict=True) if 0 < count <= AGAIN < metrics.scores.shape[-1]]
-    return f"On {AGAIN} pictures only, since they take long: {', '.join(rare)}." if rare else ""
+    groups = sorted({count for count in counts if 0 < count < metrics.scores.shape[-1]})
+    told = [
+        f"{n}: {', '.join(m.title for m, count in zip(metrics.metrics, counts, strict=True) if count == n)}" for n in groups
+    ]
+    return f"Some have scores on fewer pictures. {'; '.join(told)}." if told else ""
 
 
 def beside(found: Bench, outcome: Outcome) -> dict[str, list[float]]:

@@ -44,6 +44,16 @@ def test_json_is_one_document(cli: Cli) -> None:
     assert document["ranking"][0]["skill"] == 1.0
 
 
+def test_a_store_goes_on(cli: Cli, tmp_path: Path) -> None:
+    asked = ("bench", "--methods", "gradient", "--tasks", "zero-influence:pictures=2", "--store", "kept", "--json")
+    documents = [json.loads(cli(*asked).out) for _ in range(2)]
+    assert len(list((tmp_path / "kept").iterdir())) == 1
+    for document in documents:
+        document.pop("seconds")
+    assert documents[0]["rows"][0].items() >= {"method": "gradient", "mean": 1.0}.items()
+    assert documents[0]["rows"][0] == documents[1]["rows"][0], "seconds too: they are those of the first"
+
+
 def test_wrong_usage_is_one_line(cli: Cli, tmp_path: Path) -> None:
     for arguments, words in (
         (("--tasks", "part"), "did you mean"),

@@ -198,7 +198,8 @@ class _Run:
 
 def _explainer(method: Method, batch_size: int | Literal["auto"], seed: int) -> Mapper:
     def mapper(network: Network, x: Images, target: Target, places: tuple[int, ...]) -> Tensor:
-        return explain(network, x, method, target, batch_size=batch_size, seed=seed).heatmap().detach().cpu().double()
+        made = explain(network, x, method, target, batch_size=batch_size, seed=seed, places=places)
+        return made.heatmap().detach().cpu().double()
 
     return mapper
 

@@ -15,6 +15,7 @@ LEDE = (
     "Every method explains networks and pictures of which the right explanation is known exactly, and stands beside the right "
     "answer, an edge detector and random maps."
 )
+MINUS = "\N{MINUS SIGN}"
 NOTES = (
     "Methods whose intervals overlap are not told apart by this run.",
     "The mean gives every task the same weight. What matters to you may be one of the tasks.",
@@ -61,8 +62,8 @@ def _asked(outcome: Outcome, rows: dict[tuple[str, str], dict[str, Any]], seed: 
     low, high = task.range
     chance, edges = float(outcome.chance.nanmean()), rows[task.name, "edges"]["mean"]
     facts = [
-        ("Items", str(outcome.scores.shape[-1])),
-        ("Chance", f"{chance:z.2f}, on a scale from {low:g} to {high:g}; an edge detector {edges:z.2f}"),
+        ("Items", str(rows[task.name, "oracle"]["items"])),
+        ("Chance", f"{chance:z.2f}, on a scale from {low:g} to {high:g}; an edge detector {edges:z.2f}".replace("-", MINUS)),
     ]
     sure = outcome.reliability(seed)
     facts += [] if sure != sure else [("Order", f"{sure:.2f} reliable (split halves; 1: new items would give the same order)")]

@@ -144,7 +144,8 @@ class Explained:
         if new:
             chosen = torch.tensor(new)
             method = fitting(self.method, min(x.shape[2:]))
-            made = explain(network, x[chosen.to(x.device)], method, rows_of(target, chosen), seed=self.seed)
+            where = [places[i] for i in new]
+            made = explain(network, x[chosen.to(x.device)], method, rows_of(target, chosen), seed=self.seed, places=where)
             found |= dict(zip((keys[i] for i in new), made.heatmap().double().cpu(), strict=True))
         self._made |= found
         for key in list(self._made)[: max(0, len(self._made) - REMEMBERED)]:

@@ -1,12 +1,12 @@
 """What methods scored on tasks, on disk: a file for each method on each task, whole or absent, found by all it depends on."""
 
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-import convoscope
 from convoscope.engine.keys import digest
 from convoscope.evaluation.kept import read, write
 from convoscope.files import make_folder
@@ -33,7 +33,7 @@ class Store:
 
     def path(self, *what: Any) -> Path:
         """The file of what depends on all of this and on nothing else."""
-        return self.folder / f"{digest(FORMAT, convoscope.__version__, *what)}.bench.safetensors"
+        return self.folder / f"{digest(FORMAT, _version(), *what)}.bench.safetensors"
 
     def find(self, *what: Any) -> Scored | None:
         """What `keep` was given for the same."""
@@ -47,3 +47,10 @@ class Store:
             self.path(*what), {"reason": scored.reason, "seconds": scored.seconds},
             {name: values for name, values in tensors.items() if values is not None},
         )  # fmt: skip
+
+
+def _version() -> str:
+    try:
+        return version("convoscope")
+    except PackageNotFoundError:  # run from a folder
+        return ""
