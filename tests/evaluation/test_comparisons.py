@@ -139,6 +139,7 @@ def test_an_evaluation_compares_its_methods_but_not_maps_that_know_nothing() -> 
     first = found.labels[0]
     assert first.startswith("deletion:fill=")
     assert found.groups(first) == [["a"], ["b"]]
+    assert found.best(first) == ["a"]
     assert [(c.a, c.b) for c in found.comparisons(first)] == [("a", "gone"), ("a", "b"), ("gone", "b")]
     one = found.comparisons(first)[1]
     assert one.difference == pytest.approx(1.0, abs=0.05)
@@ -150,5 +151,5 @@ def test_an_evaluation_compares_its_methods_but_not_maps_that_know_nothing() -> 
     assert len(rows) == 12
     assert [rows[first, n]["group"] for n in found.names] == ["a", "", "b", ""]
     alone = Evaluation(metrics, found.names, found.nulls, scores[..., :1], found.units)
-    assert alone.groups(first) == []
+    assert alone.groups(first) == alone.best(first) == []
     assert {r["group"] for r in alone.rows()} == {""}

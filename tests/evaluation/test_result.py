@@ -179,6 +179,11 @@ def test_the_page_says_who_is_better_than_what_knows_nothing_and_who_is_not_told
     assert page.lede.startswith("5 methods judged by 2 metrics on 12 images of some pictures")
     assert len(page.rows) == 14
     assert all(len(row) == len(page.header) for row in page.rows)
+    assert not found.warning
+    few = Evaluation(found.metrics, found.names, found.nulls, found.scores[..., :5], found.units)
+    assert few.warning.startswith("5 images tell nothing apart: p is 0.062 at least.")
+    assert min(c.p for c in few.comparisons() if c.p == c.p) >= 2 / 2**5
+    assert few.warning in judgment(few).notes
     alone = judgment(Evaluation(found.metrics, found.names, found.nulls, found.scores[..., :1], found.units))
     assert not any(m.groups or m.best for metric in alone.metrics for m in metric.marks)
     assert not alone.kinds or all(m.kind in ("", "null") for metric in alone.metrics for m in metric.marks)

@@ -204,8 +204,9 @@ def _tell(found: Any, files: list[Path]) -> None:
     told = "skill, p: over random maps" if "random" in found.nulls else ""
     if any(r["group"] for r in rows.values()):
         told += f"{'; ' if told else ''}methods that share a letter are not told apart (paired tests over images, p <= 0.05)"
-    if told:
-        note(told)
+    for text in (told, found.warning):
+        if text:
+            note(text)
     reasons: dict[str, list[str]] = {}
     for (metric, name), reason in found.left_out.items():
         reasons.setdefault(reason, []).append(f"{name} by {metric}")

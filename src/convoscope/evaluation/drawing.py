@@ -14,6 +14,7 @@ from convoscope.show.html import Fact
 if TYPE_CHECKING:
     from PIL import Image
 
+Rows = dict[tuple[str, str], dict[str, Any]]
 TITLE = "Can these maps be trusted?"
 NOTES = (
     "Methods are compared on the same images. A metric on which no two are told apart needs more images.",
@@ -68,10 +69,11 @@ def judgment(found: Evaluation, command: str = "") -> show.Judgment:
     refused: dict[str, list[str]] = {}
     for (metric, name), reason in found.left_out.items():
         refused.setdefault(reason, []).append(f"{name} by {metric}")
-    header, numbers = _numbers(found)
+    header, numbers = _numbers(found, rows)
+    notes = (found.warning, *NOTES) if found.warning else NOTES
     judged = [_judged(found, k, rows) for k in range(len(found.metrics))]
     return show.Judgment(
-        TITLE, lede, found.names, found.nulls, judged, _kinds(found), _facts(found), NOTES,
+        TITLE, lede, found.names, found.nulls, judged, _kinds(found), _facts(found), notes,
         [(", ".join(who), why) for why, who in refused.items()], header, numbers, _settings(found), command,
     )  # fmt: skip
 
@@ -81,15 +83,13 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
-def _judged(found: Evaluation, k: int, rows: dict[tuple[str, str], dict[str, Any]]) -> show.Judged:
+def _judged(found: Evaluation, k: int, rows: Rows) -> show.Judged:
     metric, label, groups = found.metrics[k], found.labels[k], found.groups(found.labels[k])
-    beaten = {c.a if c.difference < 0 else c.b for c in found.comparisons(label) if c.p_all <= SURE}
-    marks = []
+    best, marks = found.best(label) if len(groups) > 1 else [], []
     for name in found.ranking(label):
         r = rows[label, name]
         own = [g for g, group in enumerate(groups) if name in group]
-        best = bool(own) and name not in beaten and len(groups) > 1
-        marks.append(show.Mark(name, r["mean"], r["low"], r["high"], _kind(r, found), best, own, _told(r, found)))
+        marks.append(show.Mark(name, r["mean"], r["low"], r["high"], _kind(r, found), name in best, own, _told(r, found)))
     defined = (~found.scores[k].isnan()).any(0).sum().item()
     images = "" if defined == found.scores.shape[-1] else f"Defined on {defined} of {counted(found.scores.shape[-1], 'image')}."
     null = rows[label, "random"]["mean"] if "random" in found.nulls else math.nan
@@ -123,7 +123,7 @@ def _kinds(found: Evaluation) -> list[tuple[str, str]]:
         ("random",): [("both", "better than random maps")], ("edges",): [("random", "better than an edge detector")],
     }  # fmt: skip
     known = tuple(n for n in ("random", "edges") if n in found.nulls)
-    return [*words[known], ("none", "not shown to be better"), ("worse", "worse")] if known else []
+    return [*words[known], ("none", "not shown to be better"), ("worse", "worse than random maps")] if known else []
 
 
 def _told(row: dict[str, Any], found: Evaluation) -> str:
@@ -169,14 +169,13 @@ def _settings(found: Evaluation) -> list[Fact]:
     return [Fact(name, repr(spec)) for name, spec in named]
 
 
-def _numbers(found: Evaluation) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def _numbers(found: Evaluation, rows: Rows) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Every row in the order of the page, as texts."""
     nulls = {"random": "", "edges": "_edges"}
     beside = [(f"over {n}", f"skill{k}", f"p{k}") for n, k in nulls.items() if n in found.nulls]
     beside += [] if found.shuffled is None else [("over shuffled", "skill_shuffled", "p_shuffled")]
     header = ("metric", "method", "mean", "low", "high", "group", "better than", *(h for w, _, _ in beside for h in (w, "p")),
               "images", "unit")  # fmt: skip
-    rows = {(r["metric"], r["method"]): r for r in found.rows()}
     made = []
     for label in found.labels:
         for name in found.ranking(label):

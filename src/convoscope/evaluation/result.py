@@ -53,6 +53,16 @@ class Evaluation:
         """What the metrics are called: their names, with settings where two have the same."""
         return tables.called(self.metrics)
 
+    @property
+    def warning(self) -> str:
+        """What so few images cannot tell, or nothing where there are enough."""
+        count = self.scores.shape[-1]
+        if count > 5:
+            return ""
+        if count == 1:
+            return "One image has no intervals and tells nothing apart; six are the least that do."
+        return f"{count} images tell nothing apart: p is {2 / 2**count:.2g} at least. Six images are the least that do."
+
     def rows(self) -> list[dict[str, Any]]:
         """One row for each metric and method: mean, 95 % interval, and how it stands to maps that know nothing.
 
@@ -110,6 +120,13 @@ class Evaluation:
         means = mean_of(self.scores[k]) * (self.metrics[k].direction or 1)
         order = torch.where(means.isnan(), -torch.inf, means).argsort(descending=True, stable=True)
         return [self.names[int(i)] for i in order]
+
+    def best(self, metric: str) -> list[str]:
+        """The methods that no other is shown to be better than, in their order; none where nothing could be tested."""
+        pairs = self._pairs[self._number(metric)]
+        beaten = pairs.better.any(0).tolist()
+        tested = {name for group in pairs.groups for name in group}
+        return [name for name, lost in zip(pairs.names, beaten, strict=True) if name in tested and not lost]
 
     def joined(self, other: "Evaluation") -> "Evaluation":
         """The same methods and metrics on the images of both. Raises UsageError where scores cannot be averaged."""
