@@ -50,8 +50,7 @@ def evaluate(
     killed and started again, goes on from there and gives the same scores to the bit.
     """
     network = network if isinstance(network, Network) else Network(network)
-    asked = tuple(metric_of(m) for m in metrics)
-    made = [method_of(m) for m in methods]
+    asked, made = tuple(metric_of(m) for m in metrics), [method_of(m) for m in methods]
     maps = dict(maps or {})
     names = (*called(made), *maps, *nulls)
     _check(asked, names, nulls, truth, memory, permutations)
