@@ -91,9 +91,9 @@ def section(store: Path) -> str:
     return f"""## Every law on every pair
 
 {count:,} of {every:,} pairs of a method and a hostile network{there}, {names[0]} methods, {names[1]} networks: {len(LAWS)} laws
-each, in double precision, in {minutes:.0f} minutes of one core (PyTorch {torch.__version__}). {refusing} pairs are refused by the
-method, with a reason: they count as refused in every row. A pair is right where all laws of a fault hold, wrong or crashed where
-one is broken.
+each, in double precision, in {minutes:.0f} minutes of one core (PyTorch {torch.__version__}). {refusing} pairs are refused by
+the method, with a reason: they count as refused in every row. A pair is right where all laws of a fault hold, wrong or crashed
+where one is broken.
 
 | fault | what it is | laws | pairs | right | refused | not tried | wrong | crashed |
 |---|---|---|---|---|---|---|---|---|

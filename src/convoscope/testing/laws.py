@@ -47,10 +47,12 @@ def takes_any_batch_size(trial: Trial) -> None:
 
 
 def leaves_the_network_untouched(trial: Trial) -> None:
-    for p in trial.network.module.parameters():
+    """A fresh one, of which no earlier call has left anything."""
+    network = trial.hostile.network()
+    for p in network.module.parameters():
         p.grad = torch.full_like(p, 0.5)
-    with trial.unchanged("after an explanation"):
-        trial.values()
+    with unchanged(network.module, trial.x, "after an explanation"):
+        explain(network, trial.x, trial.method, Logit(1), seed=SEED)
 
 
 def is_complete(trial: Trial) -> None:
