@@ -26,6 +26,7 @@ from convoscope.testing.checking import REFUSED, verdicts_of, worst
 from convoscope.testing.faults import faults_of
 
 ENDS = ("right", "refused", "not tried", "wrong", "crashed")
+PASSES = 6
 Pair = dict[str, Any]  # method, network, seconds, verdicts: rows (law, how, what, excused, cases)
 
 
@@ -41,9 +42,13 @@ def pairs(store: Path) -> dict[tuple[str, str], Pair]:
 
 
 def wanted(chosen: Sequence[str] | None, networks: Sequence[str] | None) -> list[tuple[str, str]]:
-    """The pairs of these methods and networks that can be built here; of all where none are named."""
+    """The pairs of these methods and networks that can be built here; of all where none are named.
+
+    Their order is such that what is there early is spread evenly: each sixth method on the first network, and so on.
+    """
     fine = [n for n, h in zoo().items() if not unavailable(h)]
-    return [(m, n) for n in networks or fine for m in chosen or methods()]
+    found = [(m, n, (i + k) % PASSES) for k, n in enumerate(networks or fine) for i, m in enumerate(chosen or methods())]
+    return [(m, n) for m, n, _ in sorted(found, key=lambda pair: pair[2])]
 
 
 def run(store: Path, chosen: Sequence[str] | None, networks: Sequence[str] | None, seconds: float) -> int:
