@@ -137,10 +137,13 @@ def counted(entry: dict[str, Any]) -> dict[str, int]:
 def page() -> str:
     """The tables: how tests ended with each set of versions, and the versions."""
     runs = dict(sorted(read().items(), key=lambda item: (("oldest", "pinned", "newest").index(item[0].split(",")[0]), item[0])))
+    total = len(list((ROOT / "tests").rglob("test_*.py")))
     lines = ["| versions | files | passed | failed | skipped |", "|---|---|---|---|---|"]
     for key, entry in runs.items():
         ends = counted(entry)
-        lines.append(f"| {key} | {len(files(entry))} | {ends['passed']:,} | {ends['failed']:,} | {ends['skipped']:,} |")
+        lines.append(
+            f"| {key} | {len(files(entry))} of {total} | {ends['passed']:,} | {ends['failed']:,} | {ends['skipped']:,} |"
+        )
     names = list(requirements())
     lines += ["", f"| package | {' | '.join(runs)} |", "|---" * (len(runs) + 1) + "|"]
     lines += [f"| {n} | {' | '.join(e['versions'].get(n, '') for e in runs.values())} |" for n in names]

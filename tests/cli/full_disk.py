@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +26,10 @@ COMMANDS: dict[str, str] = {
     "explain, folder": "explain ../in/album -m scenes --method gradient --png maps",
     "compare-methods": "compare-methods ../in/a.png -m scenes --method gradient,grad-cam --out r.html",
     "segment": "segment ../in/a.png -m scenes --out cut",
-    "scan": "scan scenes scenes:12 --layers layer3 --layers stem --draws 2 -o book",
-    "scan, workers": "scan scenes scenes:12 --layers layer3 --draws 0 --workers 2 -o book",
-    "unit": "unit ../in/book layer3:1 -o unit.html",
-    "unit, png": "unit ../in/book layer3:1 -o unit.png",
+    "scan": "scan scenes scenes:12 --layers stem --draws 2 -o book",
+    "scan, workers": "scan scenes scenes:12 --layers stem --draws 0 --workers 2 -o book",
+    "unit": "unit ../in/book stem:1 -o unit.html",
+    "unit, png": "unit ../in/book stem:1 -o unit.png",
     "report": "report ../in/book -o r.html",
     "dissect": "dissect scenes scenes:12 --draws 0 --store kept -o r.html -o r.json -o r.png",
     "evaluate": "evaluate scenes scenes:4 --methods gradient,grad-cam --metrics deletion --store kept -o r.html -o r.csv "
@@ -81,7 +82,10 @@ class Disk:
     @contextlib.contextmanager
     def read_only(self) -> Iterator[None]:
         """Nothing can be written."""
-        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+        end = time.monotonic() + 60
+        while subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], stderr=subprocess.DEVNULL).returncode:
+            assert time.monotonic() < end, "a file is still open for writing"  # by a worker that is about to end
+            time.sleep(0.1)
         try:
             yield
         finally:
@@ -206,7 +210,7 @@ def main() -> None:
     prepare(disk)
     os.chdir(disk.folder)
     if any("in/book" in COMMANDS[n] for n in names):
-        assert call("scan scenes scenes:12 --layers layer3 --draws 0 -o in/book")[0] == 0
+        assert call("scan scenes scenes:12 --layers stem --draws 0 -o in/book")[0] == 0
     for name in names:
         print(json.dumps([name, tried(disk, name, int(levels))]), flush=True)
 
