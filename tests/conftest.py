@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import signal
 import zlib
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,9 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell, where Ctrl-C would reach no test
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def seed(name: str) -> None:
