@@ -14,7 +14,7 @@ def bench(
     ] = "all",
     tasks: Annotated[str, typer.Option(metavar="NAMES", help="Tasks, likewise; --list shows them.")] = "all",
     full: Annotated[
-        bool, typer.Option("--full", help="More pictures, samples and metrics: half an hour on two cores; --store goes on.")
+        bool, typer.Option("--full", help="More pictures, samples, metrics: a quarter of an hour, two cores; --store goes on.")
     ] = False,
     listed: Annotated[bool, typer.Option("--list", help="Show the tasks and what they ask, and stop.")] = False,
     out: Annotated[

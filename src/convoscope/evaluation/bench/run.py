@@ -53,10 +53,10 @@ def bench(
     Beside them stand "oracle", which knows the answer, "edges", an edge detector, and "random", the mean of 32 random maps;
     chance is the mean of 32 others. `quick` takes small tasks and methods with fewer samples (`cheap`): under a minute on two
     cores. Otherwise tasks are as they were given, and so are methods given with settings; others get no more samples and steps
-    than `moderate` says: half an hour. A method that cannot explain a network of a task has no score there, with its reason.
-    `workers` methods run at a time, a thread each (default: as many as torch uses); numbers depend on the seed alone, up to
-    rounding. `store` is a folder that keeps what a method scored on a task as it is done: the same call, killed, goes on from
-    there. `progress` is called with what is done and how much there is.
+    than `moderate` says: a quarter of an hour. A method that cannot explain a network of a task has no score there, with its
+    reason. `workers` methods run at a time, a thread each (default: as many as torch uses); numbers depend on the seed alone,
+    up to rounding. `store` is a folder that keeps what a method scored on a task as it is done: the same call, killed, goes on
+    from there. `progress` is called with what is done and how much there is.
     """
     given = list(known_methods()) if methods is None else list(methods)
     made = [method_of(m) for m in given]
