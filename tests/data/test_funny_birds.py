@@ -291,7 +291,7 @@ def test_results_are_saved(root: Path, tmp_path: Path) -> None:
     assert found.left_out == {"mine": "not for this network"}
     assert np.isnan(column(found, "mine", "mean"))
     assert json.loads(found.save(tmp_path / "birds.json").read_text())["rows"][0]["mean"] is None
-    assert found.save(tmp_path / "birds.csv").read_text().startswith("method,CSDC,PC,DC,D,SD,TS,completeness")
+    assert found.save(tmp_path / "birds.csv").read_text().startswith("method,CSDC,PC,DC,D,SD,TS,balanced,completeness")
     with pytest.raises(UsageError, match=r"expected \.json or \.csv"):
         found.save(tmp_path / "birds.xlsx")
 
