@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from convoscope.testing import FAULTS
+
 rows = pytest.importorskip("benchmarks.faults_rows", reason="benchmarks/ is not beside the tests")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "faults.md"
 
@@ -17,6 +19,19 @@ def test_every_fault_of_methods_has_a_line_and_ours_ends_well() -> None:
     for fault, _, ours, *_ in lines:
         good, tried = map(int, re.match(r"\s*(\d+) of (\d+)", ours.replace(",", "")).groups())  # type: ignore[union-attr]
         assert good == tried or fault.strip() in excused, f"{fault}: {ours}"
+
+
+def test_every_law_of_every_pair_holds_or_is_excused() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    if "<!-- pairs -->" not in text:
+        pytest.skip("the page has no table of pairs yet")
+    section = text.split("<!-- pairs -->")[1].split("<!-- /pairs -->")[0]
+    lines = {line.split("|")[1].strip(): line.strip("|").split("|") for line in section.splitlines() if line.startswith("| F")}
+    assert list(lines) == list(FAULTS)
+    for fault, line in lines.items():
+        *_, wrong, crashed = (cell.strip() for cell in line)
+        excused = any(law in section.split("### The laws")[0] for law in FAULTS[fault].laws)
+        assert (not wrong and not crashed) or excused, f"{fault}: {wrong} wrong, {crashed} crashed"
 
 
 def test_counts_read_as_a_sentence() -> None:

@@ -83,7 +83,7 @@ def check_method(
         raise AssertionError("\n".join(map(str, broken)) + counted) from broken[0].error
     refused = {v.network: v.what for v in verdicts if v.law == REFUSED}
     kept = len(chosen) - len(refused)
-    said = [f"{checked.name} keeps all laws on {kept} network{'s' * (kept != 1)}"]
+    said = [f"{_name(checked)} keeps all laws on {kept} network{'s' * (kept != 1)}"]
     print("; ".join(said + [f"refuses {n}: {r}" for n, r in refused.items()]))
     if thorough:
         print(report(verdicts))
@@ -103,7 +103,7 @@ def verdicts_of(
     method: Method, hostile: Hostile, exceptions: Exceptions = EXCEPTIONS, thorough: bool = False
 ) -> Iterator[Verdict]:
     """How each law ends for one method, with its settings as they are, on one network; only that it is refused where it is."""
-    trial, names = Trial(method, hostile, thorough), (method.name, hostile.name)
+    trial, names = Trial(method, hostile, thorough), (_name(method), hostile.name)
     listed = {law: reason for (m, n, law), reason in exceptions.items() if m == method.name and n in (hostile.name, "*")}
     if (refusal := _refusal(trial)) is not None:
         yield refusal
@@ -122,6 +122,10 @@ def verdicts_of(
         else:
             excused = listed.get(law, "") if how in ("wrong", "crashed") else ""
             yield Verdict(*names, law, how, what, excused, dict(trial.cases), error)
+
+
+def _name(method: Method) -> str:
+    return method.name or type(method).__name__  # one that is not registered has none
 
 
 def _meant(check: Law, trial: Trial) -> bool:
@@ -144,7 +148,7 @@ def _ended(trial: Trial, check: Law) -> tuple[str, str, Exception | None]:
 
 
 def _refusal(trial: Trial) -> Verdict | None:
-    names, watch = (trial.method.name, trial.hostile.name), Watch(trial.network.module, trial.x)
+    names, watch = (_name(trial.method), trial.hostile.name), Watch(trial.network.module, trial.x)
     try:
         trial.reference  # noqa: B018
     except UnsupportedError as error:
