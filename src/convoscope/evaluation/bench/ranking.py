@@ -60,6 +60,7 @@ SCENES: dict[str, dict[str, Any]] = {  # flat pictures need fewer bytes when the
     "sic": {"fill": "mean"},
 }
 DEAR = dict.fromkeys(("aic", "sic", "road"), "too dear for a quick benchmark; the full one has it")
+DEARER = {"smprt": "too dear here: as mprt, with a map for each of many noisy copies, layers and methods"}
 MAKES = "makes maps anew, too dear for a quick benchmark; the full one has it"
 
 
@@ -233,7 +234,7 @@ def asked_for(chosen: Sequence[Metric | str] | None, quick: bool) -> tuple[list[
     """The metrics, those of a quick benchmark with few steps, and why others are not asked."""
     if chosen is not None:
         return [metric_of(m) for m in chosen], {}
-    found, left_out = [], dict(DEAR) if quick else {}
+    found, left_out = [], DEARER | (DEAR if quick else {})
     for name, kind in metrics().items():
         if quick and "methods" in kind.needs:
             left_out[name] = MAKES
