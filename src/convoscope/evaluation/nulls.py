@@ -88,4 +88,4 @@ def shuffled(maps: Tensor, places: tuple[int, ...], seed: int, number: int) -> F
 
 def _of_the_network(key: object) -> bool:
     """Whether what is kept under a key does not depend on the maps."""
-    return isinstance(key, tuple) and key[0] in ("clean", "fill", "blank", "falls", "effects")
+    return isinstance(key, tuple) and key[0] in ("clean", "fill", "blank", "falls", "effects", "regions")

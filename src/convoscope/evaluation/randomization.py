@@ -65,8 +65,9 @@ class ParameterRandomization(Metric, name="mprt"):
     """How alike the map stays as the network's weights are replaced by random ones, layer after layer (Adebayo et al. 2018).
 
     The mean similarity over the steps; each layer's weights are replaced by their own values shuffled, so that their
-    distribution stays. `order="top-down"` goes from the last layer down and keeps what is above random, "bottom-up" from the
-    first up; "once" randomizes all at once, at a fraction of the cost.
+    distribution stays (the paper draws them anew). `order="top-down"` goes from the last layer down and keeps what is above
+    random, "bottom-up" from the first up, in the order in which the network names them; "once" randomizes all at once, at a
+    fraction of the cost.
     """
 
     title, family, needs, direction = "Parameter randomization (MPRT)", "randomization", ("methods",), -1

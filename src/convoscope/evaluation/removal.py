@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from convoscope.core.spec import AtLeast, Paper
-from convoscope.evaluation.base import Case, Metric, Scores, key_of, ranks
-from convoscope.evaluation.sweeps import removal
+from convoscope.evaluation.base import Case, Metric, Scores, key_of
+from convoscope.evaluation.sweeps import left, removal
 
 FILL = "what stands in for removed pixels: black, white, mean, blur, uniform, a number or a tensor in input space"
 OF = "judge by the target itself, or by the probability of its class where it is a logit"
@@ -105,20 +105,16 @@ class _Shares(Metric, abstract=True):
 
     def _left(self, case: Case, keep: bool) -> Scores:
         """The target where the most relevant shares alone are kept, or taken away: their mean."""
-        target, base = case.judge(self.of), case.fill(self.fill)
-        places = case.once("ranks", lambda: ranks(case.maps)).view(*case.maps.shape)
-        counts = torch.tensor([max(1, round(s * places[0, 0].numel())) for s in self.shares]).view(-1, 1, 1, 1)
-        out = torch.empty(places.shape[:2], dtype=torch.float64)
-        for m in range(len(places)):
-            for i in range(places.shape[1]):
-                top = (places[m, i] < counts.to(places.device)).to(case.x.device)
-                rows = torch.where(top if keep else ~top, case.x[i], base[i])
-                out[m, i] = case.scores(rows, torch.full((len(rows),), i), target).mean()
-        return out
+        pixels = case.maps[0, 0].numel()
+        top = torch.tensor([min(pixels, max(1, round(s * pixels))) for s in self.shares])
+        return left(case, not keep, self.fill, pixels - top if keep else top, case.judge(self.of)).mean(-1)
 
 
 class Comprehensiveness(_Shares):
-    """How much the target falls without the most relevant shares of the pixels (DeYoung et al. 2020, eq. 1)."""
+    """How much the target falls without the most relevant shares of the pixels (DeYoung et al. 2020, eq. 1), mean over shares.
+
+    The picture with nothing taken away is not counted among these.
+    """
 
     title = "Comprehensiveness"
     use, drawback = "is everything that counts marked?", "removed pixels make pictures the network never saw"
@@ -132,7 +128,8 @@ class Comprehensiveness(_Shares):
 
 
 class Sufficiency(_Shares):
-    """How much the target falls if only the most relevant shares of the pixels are left (DeYoung et al. 2020, eq. 2)."""
+    """How much the target falls if only the most relevant shares of the pixels are left (DeYoung et al. 2020, eq. 2), mean over
+    shares."""
 
     title = "Sufficiency"
     direction = -1
@@ -190,7 +187,10 @@ class AverageDrop(_Shown):
 
 
 class IncreaseInConfidence(_Shown):
-    """Whether the target rises where the picture is seen through the map, 0 or 1 (Chattopadhay et al. 2018, eq. 14)."""
+    """Whether the target rises where the picture is seen through the map, 0 or 1 (Chattopadhay et al. 2018, eq. 14).
+
+    A map that is constant hides all or nothing, and has no score.
+    """
 
     title, unit, range = "Increase in confidence", "share of the images", (0.0, 1.0)
     use, drawback = "does the map hide what speaks against?", "one bit of each image"

@@ -17,7 +17,8 @@ STABLE = "a map that never changes is perfectly stable and explains nothing; con
 class _Stable(Metric, abstract=True):
     """Base of what explains slightly changed pictures again: uniform noise of every pixel, within the range of pixels.
 
-    Noise that changes the top class is kept: the target is the one asked for. A map that is constant has no score.
+    Noise that changes the top class is kept: the target is the one asked for. Methods that draw at random draw the same for
+    the picture and its changed ones. A map that is constant has no score.
     """
 
     family, needs, direction, drawback = "robustness", ("methods",), -1, STABLE

@@ -139,7 +139,8 @@ class Infidelity(Metric):
 
     With `scale="optimal"` the map is first multiplied by the number, zero or more, that serves it best (their section 2.2);
     the error is in units of the mean squared loss: 0 perfect, 1 no better than a map of zeros. With "none" it is in units of
-    the target squared, and the map has to be in units of the target. The subsets are their square removal (section 3).
+    the target squared, and the map has to be in units of the target. The subsets are their square removal (section 3). A map is
+    read as what each pixel contributes: its sum over a subset stands for their product of perturbation and explanation.
     """
 
     title, family, range = "Infidelity", "faithfulness", (0.0, float("inf"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int32, Int64
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
@@ -37,17 +37,24 @@ def removal(case: Case, most_relevant_first: bool, fill: object, steps: int, tar
 
 
 def _removal(case: Case, most: bool, fill: object, steps: int, target: Target) -> Tensor:
-    places = case.once("ranks", lambda: ranks(case.maps, _sorter(case.x)))
-    pixels, base = places.shape[-1], case.fill(fill)
-    found = torch.empty(*places.shape[:2], steps + 1, dtype=torch.float64)
+    found = torch.empty(*case.maps.shape[:2], steps + 1, dtype=torch.float64)
     found[..., 0] = case.clean(target).cpu()
-    found[..., -1] = _blank(case, fill, base, target).cpu()
-    removed = removed_after(steps, pixels)[1:-1].to(torch.int32).to(case.x.device)
-    if steps > 1:
-        orders = _distinct(case, places)
-        jobs = [(image, steps - 1, _Order(places[methods[0], image], removed, most, case.x)) for methods, image in orders]
-        for (methods, image), values in zip(orders, filled(case, base, jobs, target), strict=True):
-            found[methods, image, 1:-1] = values
+    found[..., -1] = _blank(case, fill, case.fill(fill), target).cpu()
+    found[..., 1:-1] = left(case, most, fill, removed_after(steps, case.maps[0, 0].numel())[1:-1], target)
+    return found
+
+
+def left(
+    case: Case, most_relevant_first: bool, fill: object, removed: Int64[Tensor, " steps"], target: Target
+) -> Float[Tensor, "methods images steps"]:
+    """The target after that many pixels of each map's order are gone; maps that rank alike are run once."""
+    places = case.once("ranks", lambda: ranks(case.maps, _sorter(case.x)))
+    counts = removed.to(torch.int32).to(case.x.device)
+    orders = distinct(case, places)
+    jobs = [(i, len(removed), _Order(places[m[0], i], counts, most_relevant_first, case.x)) for m, i in orders]
+    found = torch.empty(*places.shape[:2], len(removed), dtype=torch.float64)
+    for (methods, image), values in zip(orders, filled(case, case.fill(fill), jobs, target), strict=True):
+        found[methods, image] = values
     return found
 
 
@@ -86,7 +93,7 @@ def filled(case: Case, base: Tensor, jobs: "Sequence[Job]", target: Target) -> l
                 waiting, held = [], 0
     if waiting:
         run()
-    return list((torch.cat(out) if out else torch.zeros(0)).split([count for _, count, _ in jobs]))
+    return list((torch.cat(out) if out else torch.zeros(0, dtype=torch.float64)).split([count for _, count, _ in jobs]))
 
 
 Job = tuple[int, int, Callable[[range], Bool[Tensor, "rows height width"]]]
@@ -122,16 +129,14 @@ def _blank(case: Case, fill: object, base: Tensor, target: Target) -> Tensor:
     return case.once(("blank", key_of(fill), target), lambda: case.scores(base, torch.arange(len(base)), target))
 
 
-def _distinct(case: Case, places: Tensor) -> list[tuple[list[int], int]]:
+def distinct(case: Case, places: Int32[Tensor, "methods images pixels"]) -> list[tuple[list[int], int]]:
     """Each distinct order of an image's pixels: the methods that have it, and the image."""
+    return case.once("distinct", lambda: [(m, i) for i in range(places.shape[1]) for m in same(places[:, i])])
 
-    def find() -> list[tuple[list[int], int]]:
-        found = []
-        for image in range(places.shape[1]):
-            same: dict[bytes, list[int]] = {}
-            for method in range(places.shape[0]):
-                same.setdefault(digest(places[method, image]), []).append(method)
-            found += [(methods, image) for methods in same.values()]
-        return found
 
-    return case.once("distinct", find)
+def same(rows: Int32[Tensor, "methods pixels"]) -> list[list[int]]:
+    """The numbers of rows that are equal, together."""
+    found: dict[bytes, list[int]] = {}
+    for number, row in enumerate(rows):
+        found.setdefault(digest(row), []).append(number)
+    return list(found.values())
