@@ -24,8 +24,8 @@ class Cut:
     """What to cut out for the units of one layer: images (-1: none) and boxes (top, left, bottom, right) in input pixels."""
 
     entry: LayerEntry
-    images: Int[NDArray[np.int64], "units sorts ranks"]
-    boxes: Int[NDArray[np.int64], "units sorts ranks 4"]
+    images: Int[np.ndarray, "units sorts ranks"]
+    boxes: Int[np.ndarray, "units sorts ranks 4"]
 
 
 @dataclass
