@@ -49,19 +49,21 @@ class EigenCAM(Method):
     title, unit = "Eigen-CAM", "activation"
     paper = MUHAMMAD
     about = About(
-        "decision", "what stands out to a layer, without a class", "1 forward to the layer", "any CNN, any layer",
+        "decision", "what stands out to a layer, without a class", "1 forward to the layer, 1 forward", "any CNN, any layer",
         "the same for every class",
     )  # fmt: skip
 
     def attribute(self, probe: Probe, x: Images) -> Maps:
         layer = probe.layer(self.layer)
-        return principal(layer_values(probe, x, layer, self.title), self.centered)
+        values = layer_values(probe, x, layer, self.title)
+        probe.score(x)  # the map is that of any target, but a class that does not exist is still a mistake
+        return principal(values, self.centered)
 
     def needs(self, probe: Probe) -> tuple[Place, ...]:
         return (probe.layer(self.layer),)
 
     def evaluations(self, x: Images) -> int:
-        return 1
+        return 2
 
 
 class EigenGradCAM(GradientCAM):

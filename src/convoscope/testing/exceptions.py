@@ -35,7 +35,6 @@ EXCEPTIONS: dict[tuple[str, str, str], str] = {
     **{("guided-grad-cam", n, _REFUSED): _NO_RECTIFIER for n in ("convnext-like", "smooth", "linear")},
     **{("smooth-grad-cam-plus-plus", n, "repeats with a seed"): _NOISE for n in _LINEAR_END},
     ("eigen-cam", "*", "tells targets apart"): _NO_CLASS,
-    ("eigen-cam", "skip", "refuses bad calls with the reason"): f"a class that does not exist goes unnoticed: {_NO_CLASS}",
     **{
         (m, "channel-shuffle", "tells targets apart"): _EMPTY
         for m in ("grad-cam-plus-plus", "layer-cam", "score-cam", "is-cam", "ss-cam", "smooth-grad-cam-plus-plus")
