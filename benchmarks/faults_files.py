@@ -262,9 +262,8 @@ def _versions() -> list[dict[str, Any]]:
     for key, entry in versions.read().items():
         ends = versions.counted(entry)
         what = f"{key}: " + ", ".join(f"{n} {entry['versions'][n]}" for n in ("torch", "numpy", "pillow")) + " and the others"
-        outcome = (
-            f"{ends['passed']:,} tests of {len(versions.files(entry))} files pass, {ends['failed']} fail; docs/versions.md"
-        )
+        tests = f"{ends['passed']:,} tests of {len(versions.files(entry))} files"
+        outcome = f"{tests} pass, {ends['failed']} fail; [all versions](versions.md)"
         command = f"python -m benchmarks.versions {key.split(',')[0]}"
         found.append(
             {"fault": "F33", "what": what, "cases": ends["passed"] + ends["failed"], "outcome": outcome, "command": command}

@@ -27,7 +27,6 @@ COMMANDS: dict[str, str] = {
     "compare-methods": "compare-methods ../in/a.png -m scenes --method gradient,grad-cam --out r.html",
     "segment": "segment ../in/a.png -m scenes --out cut",
     "scan": "scan scenes scenes:12 --layers stem --draws 2 -o book",
-    "scan, workers": "scan scenes scenes:12 --layers stem --draws 0 --workers 2 -o book",
     "unit": "unit ../in/book stem:1 -o unit.html",
     "unit, png": "unit ../in/book stem:1 -o unit.png",
     "report": "report ../in/book -o r.html",
