@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 import convoscope as cs
 from convoscope.evaluation import (
+    ROAD,
     AverageDrop,
+    AverageSensitivity,
     EffectiveComplexity,
     EnergyPointing,
     Entropy,
@@ -35,6 +37,7 @@ from convoscope.evaluation import (
 )
 from convoscope.evaluation.base import ranks
 from convoscope.evaluation.imputation import imputed
+from convoscope.evaluation.randomization import histogram_entropy
 from convoscope.evaluation.robustness import changed
 from convoscope.evaluation.subsets import subsets
 from convoscope.evaluation.sweeps import removal
@@ -328,3 +331,34 @@ def test_grad_cam_removes_everything_where_a_map_is_sparse() -> None:
         assert not kept.any()
     steps = torch.tensor([round(s * 100) for s in (0.8, 0.5, 0.2)])
     assert torch.equal((ranks(sparse[None, None])[0, 0] < steps[:, None]).sum(1), steps)
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")  # the peer's
+def test_road_is_that_of_grad_cam(case) -> None:
+    """Without noise, which it draws anew each time: half of our difference of the two orders."""
+    road = pytest.importorskip("pytorch_grad_cam.metrics.road")
+    perturbation = pytest.importorskip("pytorch_grad_cam.metrics.perturbation_confidence")
+    shown, shares = case.maps[0].float().numpy(), (0.25, 0.5)
+    both = []
+    for remover in (road.RemoveLeastRelevantFirst, road.RemoveMostRelevantFirst):
+        each = []
+        for share in shares:
+            gone = remover(100 - 100 * share, road.NoisyLinearImputer(noise=0.0))
+            metric = perturbation.PerturbationConfidenceMetric(gone)
+            scores = metric(case.x, shown, targets(case), case.network.module, return_diff=False)
+            each.append(torch.as_tensor(scores).double())
+        both.append(torch.stack(each).mean(0))
+    found = ROAD(shares, 0.0).score(case)[0]
+    assert torch.allclose(found, both[0] - both[1], rtol=0, atol=1e-5), f"{found.tolist()}, {(both[0] - both[1]).tolist()}"
+
+
+def test_average_sensitivity_is_that_of_quantus(case, quantus) -> None:
+    made = explained(case)
+    close(AverageSensitivity(4, 0.05).score(made)[0], robust(quantus, made, "AvgSensitivity", 4))
+
+
+def test_entropy_of_histograms_is_that_of_quantus(case, quantus) -> None:
+    discrete = pytest.importorskip("quantus.functions.complexity_func").discrete_entropy
+    maps = torch.cat([case.maps[0], -case.maps[0], (4 * case.maps[0]).round()])
+    theirs = torch.tensor([discrete(m.numpy(), m.numpy(), n_bins=20) for m in maps])
+    close(histogram_entropy(maps, 20), theirs)
