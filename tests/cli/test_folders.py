@@ -54,6 +54,13 @@ def test_a_folder_is_explained_with_an_index(cli: Cli, album: Path, tmp_path: Pa
     assert not (tmp_path / "convoscope-report.html").exists()
 
 
+def test_out_names_the_folder_of_maps_too(cli: Cli, album: Path, tmp_path: Path) -> None:
+    assert cli("explain", album, *WORDS).code == 0
+    words = ["more" if w == "maps" else "--out" if w == "--png" else w for w in WORDS]
+    assert cli("explain", album, *words).code == 0
+    assert maps(tmp_path / "more") == maps(tmp_path / "maps")
+
+
 def test_a_stopped_run_goes_on_and_ends_as_if_it_had_not_stopped(
     cli: Cli, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,7 +141,7 @@ def test_methods_that_do_not_fit_are_left_out_unless_chosen(album: Path, tmp_pat
     ("words", "message"),
     [
         (("empty", "-m", "scenes"), "no pictures in folder 'empty'"),
-        (("album", "-m", "scenes", "--out", "r.html"), "--png DIR"),
+        (("album", "-m", "scenes", "--out", "r.html"), "--out DIR"),
         (("album", "-m", "scenes", "--batch-size", "0"), "'0' is neither 'auto' nor a whole number"),
     ],
 )

@@ -327,6 +327,9 @@ def test_missing_file_and_directory(tmp_path):
         read_picture(tmp_path / "nowhere" / "x.png")
     with pytest.raises(UsageError, match="no file"):
         read_picture("a\0b.png")
+    (tmp_path / "old.png").symlink_to("moved.png")
+    with pytest.raises(UsageError, match=r"the link leads to 'moved\.png', which is not there$"):
+        read_picture(tmp_path / "old.png")
     with pytest.raises(UsageError, match="save the picture first"):
         read_picture("https://example.org/cat.jpg")
     with pytest.raises(ImageError, match="is a directory"):

@@ -43,8 +43,8 @@ def explain(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE",
-            help=f"The report, one self-contained page. Default: {DEFAULT_OUT}; none with --json and for folders.",
+            metavar="FILE|DIR",
+            help=f"The report, one self-contained page. Default: {DEFAULT_OUT}; none with --json. For folders, as --png.",
         ),
     ] = None,
     png: Annotated[
@@ -77,7 +77,9 @@ def explain(
         raise UsageError("no picture given; for example: convoscope explain cat.jpg --model torchvision:resnet18")
     in_folders = any(Path(p).is_dir() for p in pictures)
     if in_folders and out:
-        raise UsageError("a report of whole folders would be too large to open; --png DIR says where their maps go")
+        if png or out.suffix.lower() in (".html", ".htm"):
+            raise UsageError("a report of whole folders would be too large to open; --out DIR says where their maps go")
+        png, out = out, None
     out = out if out or as_json or in_folders else DEFAULT_OUT
     if out:
         check_writable(out)

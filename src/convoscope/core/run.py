@@ -63,6 +63,9 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
             for part in module.modules():
                 if hasattr(part, "training"):  # frozen TorchScript has no modes
                     _take(part, "training", taken)
+                own = () if type(part).__module__.startswith("torch.nn.") else part.buffers(recurse=False)
+                for buffer in own:  # those of modules that may go by the batch, or count, also in evaluation mode
+                    _take(buffer, "data", taken)
             for name, parameter in parameters.items():
                 if parameter.is_inference():
                     raise UnsupportedError(
@@ -70,8 +73,6 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
                         "gradient; build or load the network outside of it"
                     )
                 _take(parameter, "requires_grad", taken)
-            for buffer in module.buffers():  # batch norms that are made to go by the batch move their statistics
-                _take(buffer, "data", taken)
             if "torch._dynamo" in sys.modules:  # a function that the network calls may be compiled, too
                 _take(_COMPILER, "runs", taken)
             for key in taken:  # all are read before any is set: a compiled module's flag is that of the module inside

@@ -126,7 +126,8 @@ def _open_path(path: Path, name: str) -> io.BufferedReader:
     try:
         kind = path.stat().st_mode
     except FileNotFoundError:
-        raise UsageError(f"no file {name}{_similar(path)}") from None
+        why = f": the link leads to {os.readlink(path)!r}, which is not there" if path.is_symlink() else _similar(path)
+        raise UsageError(f"no file {name}{why}") from None
     except (OSError, ValueError) as error:
         raise UsageError(f"no file {name}: {_reason(error)}") from None
     if stat.S_ISDIR(kind):
