@@ -67,11 +67,10 @@ class Way:
     ) -> "Attack":  # fmt: skip
         """What `make` gives, or what an earlier run of the same command has kept of it."""
         import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file, save
 
         from convoscope.core.errors import LoadError
-        from convoscope.files import make_folder, replaced
+        from convoscope.data.sealed import read_sealed, write_sealed
+        from convoscope.files import make_folder
         from convoscope.synthesis.adversarial_result import Attack
 
         self.numbers = numbers
@@ -82,16 +81,16 @@ class Way:
         digest.update(memoryview(x.detach().cpu().contiguous().numpy()).cast("B"))
         path = self.store / f"{digest.hexdigest()}.attack.safetensors"
         steps = path.with_name(f"{digest.hexdigest()}.steps.attack.safetensors")
-        if path.is_file() and (self.strip is None or steps.is_file()):
-            with suppress(LoadError, SafetensorError):
-                if self.strip is not None:
-                    self.frames |= {int(n): list(f) for n, f in load_file(steps).items()}
-                return Attack.load(path, network)
+        frames = None if self.strip is None else read_sealed(steps)
+        if path.is_file() and (self.strip is None or frames is not None):
+            with suppress(LoadError):
+                found = Attack.load(path, network)
+                self.frames |= {} if frames is None else {int(n): list(f) for n, f in frames[0].items()}
+                return found
         made = make()
         make_folder(self.store)
         if self.strip is not None:
-            with replaced(steps) as partial:
-                partial.write_bytes(save({str(n): torch.stack(self.frames[n]) for n in numbers if n in self.frames}))
+            write_sealed(steps, {str(n): torch.stack(self.frames[n]) for n in numbers if n in self.frames})
         made.save(path)
         return made
 

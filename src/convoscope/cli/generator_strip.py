@@ -13,9 +13,8 @@ class Strip:
     """Writes `path`, a .png, anew at each step it is shown; `kept` holds the steps so far, for a run that goes on."""
 
     def __init__(self, path: Path, kept: Path, resumed: bool) -> None:
-        from safetensors.torch import load_file
-
         from convoscope.core.errors import UsageError
+        from convoscope.data.sealed import read_sealed
         from convoscope.files import check_writable
 
         if path.suffix.lower() != ".png":
@@ -23,13 +22,12 @@ class Strip:
         check_writable(path)
         self.path, self.kept = path, kept
         self.frames: dict[int, Tensor] = {}
-        if resumed and kept.is_file():
-            self.frames = {int(step): pixels for step, pixels in load_file(kept).items()}
+        if resumed and (found := read_sealed(kept)) is not None:
+            self.frames = {int(step): pixels for step, pixels in found[0].items()}
 
     def __call__(self, step: int, pixels: "Tensor") -> None:
         """The pictures after so many steps."""
-        from safetensors.torch import save
-
+        from convoscope.data.sealed import write_sealed
         from convoscope.files import replaced
         from convoscope.show import strip
         from convoscope.synthesis.drawing import colored
@@ -38,8 +36,7 @@ class Strip:
         if len(self.frames) >= MOST:  # every other one, the first among them
             self.frames = {s: self.frames[s] for s in sorted(self.frames)[::2]}
         self.frames[step] = pixels.detach()[:16].clamp(0, 1).mul(255).round().byte().cpu().contiguous()
-        with replaced(self.kept) as partial:
-            partial.write_bytes(save({str(s): f for s, f in self.frames.items()}))
+        write_sealed(self.kept, {str(s): f for s, f in self.frames.items()})
         groups = [
             strip.Group(f"step {s}", [strip.Grid([strip.Tile(colored(p), smooth=True) for p in f], 8)])
             for s, f in sorted(self.frames.items())

@@ -13,9 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from convoscope.core.errors import LoadError
 from convoscope.files import replaced
 
 CHECKSUM = "checksum"
+DAMAGE = (SafetensorError, ValueError, TypeError, OverflowError, AttributeError, KeyError)  # of what a damaged file is read as
 
 
 def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -30,12 +32,34 @@ def write_sealed(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]] | None:
     """What `write_sealed` was given; nothing where there is no such file, or any of its bytes is another."""
     try:
-        data = path.read_bytes()  # once: another process may put another file in its place at any moment
-        said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
-        tensors = safetensors.torch.load(data)
-    except (OSError, SafetensorError, ValueError, OverflowError, AttributeError, KeyError):
+        tensors, said = _read(path)
+    except (OSError, *DAMAGE):
         return None
     return (tensors, said) if said.pop(CHECKSUM, "") == _checksum(tensors, said) else None
+
+
+def open_sealed(path: str | Path, what: str, form: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_sealed` was given, with `form` as its text "format".
+
+    Raises LoadError where there is no such file, it holds something else than `what`, or any of its bytes is another.
+    """
+    try:
+        tensors, said = _read(Path(path))
+    except OSError as error:
+        raise LoadError(f"cannot read {str(path)!r}: {(error.strerror or str(error)).lower()}") from None
+    except DAMAGE as error:
+        raise LoadError(f"cannot read {str(path)!r}, it is damaged or no .safetensors file: {error}") from None
+    if said.get("format") != form:
+        raise LoadError(f"{str(path)!r} holds no {what} (its format is {said.get('format')!r}, expected {form!r})")
+    if said.pop(CHECKSUM, "") != _checksum(tensors, said):
+        raise LoadError(f"{str(path)!r} is damaged: its checksum is another; take another copy or make it again")
+    return tensors, said
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    data = path.read_bytes()  # once: another process may put another file in its place at any moment
+    said = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+    return safetensors.torch.load(data), dict(said)
 
 
 def _checksum(tensors: Mapping[str, Tensor], said: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from convoscope.core.errors import LoadError, UsageError, did_you_mean
-from convoscope.files import replaced
+from convoscope.data.sealed import open_sealed, write_sealed
 
 FORMAT = "convoscope.generator/1"
 SHIPPED = {"scenes": "scenes-generator.safetensors"}
@@ -127,8 +127,6 @@ class Generator:
 
         Raises UsageError for a module that a file cannot describe: only trained here is known by its settings.
         """
-        from safetensors.torch import save
-
         if not isinstance(self.module, Upconvolution | Perceptron):
             raise UsageError(
                 f"{type(self.module).__name__} cannot be written: files describe generators of `convoscope generator train`; "
@@ -144,16 +142,13 @@ class Generator:
         }
         tensors = {f"module.{k}": v.to(dtype if v.is_floating_point() else None) for k, v in self.module.state_dict().items()}
         tensors |= {k: v for k, v in (("mean", self.mean), ("deviation", self.deviation)) if v is not None}
-        tensors = {k: v.cpu().contiguous() for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
-        with replaced(path) as partial:
-            partial.write_bytes(save(tensors, {"format": FORMAT, "generator": json.dumps(told, sort_keys=True)}))
+        tensors = {k: v for k, v in tensors.items() if not k.endswith("num_batches_tracked")}
+        write_sealed(path, tensors, {"format": FORMAT, "generator": json.dumps(told, sort_keys=True)})
         return path
 
 
 def load_generator(source: str | Path | Generator) -> Generator:
     """The generator in a file, or the one that ships with the package: "scenes". Raises LoadError, UsageError."""
-    from safetensors import SafetensorError, safe_open
-
     if isinstance(source, Generator):
         return source
     path = (
@@ -165,15 +160,9 @@ def load_generator(source: str | Path | Generator) -> Generator:
         raise UsageError(
             f"no generator {str(source)!r}{did_you_mean(str(source), SHIPPED)}: neither a file nor one of {', '.join(SHIPPED)}"
         )
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != FORMAT:
-                raise LoadError(f"{path.name} holds no generator (format {metadata.get('format')!r})")
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"cannot read {path.name}: {error}") from None
-    told = json.loads(metadata["generator"])
+    found, said = open_sealed(path, "generator", FORMAT)
+    tensors = {name: tensor.float() for name, tensor in found.items()}
+    told = json.loads(said["generator"])
     mean, deviation = tensors.pop("mean", None), tensors.pop("deviation", None)
     module = build(told["architecture"])
     module.load_state_dict({k.removeprefix("module."): v for k, v in tensors.items()}, strict=False)

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
+from convoscope.data.sealed import write_sealed
 from convoscope.files import check_writable, replaced, write_text
 from convoscope.network import Prediction
 from convoscope.show.figure import Panel, Scale, figure, number
@@ -126,10 +127,7 @@ def save(found: "Attack", path: Path) -> Path:
     elif suffix in (".html", ".htm"):
         write_text(path, page(found))
     elif suffix == ".safetensors":
-        from safetensors.torch import save
-
-        with replaced(path) as partial:
-            partial.write_bytes(save(found.tensors(), found.metadata()))
+        write_sealed(path, found.tensors(), found.metadata())
     else:
         raise UsageError(f"cannot save to {str(path)!r}: expected a picture (.png), a page (.html) or tensors (.safetensors)")
     return path

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from convoscope.core.errors import LoadError, UsageError
 from convoscope.core.spec import Spec
+from convoscope.data.sealed import open_sealed
 from convoscope.network import Network, Prediction
 
 if TYPE_CHECKING:
@@ -100,17 +101,9 @@ class Attack:
 
     @classmethod
     def load(cls, path: str | Path, network: Network) -> "Attack":
-        """What `save` wrote as `.safetensors`. Raises LoadError for another file, or an attack on other weights."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                made = json.loads((file.metadata() or {}).get("made", "{}"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (OSError, SafetensorError) as error:
-            raise LoadError(f"cannot read {str(path)!r}: {error}") from None
-        if made.get("format") != FORMAT:
-            raise LoadError(f"{str(path)!r} holds no attack")
+        """What `save` wrote as `.safetensors`. Raises LoadError for another or damaged file, or an attack on other weights."""
+        tensors, said = open_sealed(path, "attack", FORMAT)
+        made = json.loads(said["made"])
         if made["network"]["hash"] != network.hash:
             raise LoadError(f"{str(path)!r} is an attack on other weights than those of {network.name}")
         tensors.pop("perturbation")

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from convoscope.core.errors import LoadError, UsageError
-from convoscope.files import replaced
+from convoscope.data.sealed import open_sealed, write_sealed
 
 Pixels = Float[Tensor, "rows channels height width"]
 Rows = Float[Tensor, "rows values"]
@@ -88,14 +88,10 @@ class Expert:
 
     def save(self, path: str | Path) -> Path:
         """Writes it to a safetensors file, whole or absent."""
-        from safetensors.torch import save
-
         path = Path(path)
         made = {"window": self.window, "stride": self.stride, "settings": self.settings, "report": self.report}
         made |= {k: getattr(self, k) for k in self.numbers()}
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors().items()}
-        with replaced(path) as partial:
-            partial.write_bytes(save(tensors, {"format": FORMAT, "kind": self.kind, "made": json.dumps(made, sort_keys=True)}))
+        write_sealed(path, self.tensors(), {"format": FORMAT, "kind": self.kind, "made": json.dumps(made, sort_keys=True)})
         return path
 
     @classmethod
@@ -106,18 +102,11 @@ class Expert:
 
 def load_expert(path: str | Path) -> Expert:
     """The expert in a file that `save` or `convoscope expert train` wrote. Raises LoadError for any other."""
-    from safetensors import SafetensorError, safe_open
-
     import convoscope.synthesis.experts_training  # noqa: F401  knows all kinds
 
-    try:
-        with safe_open(str(path), "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-    except (SafetensorError, OSError) as error:
-        raise LoadError(f"cannot read {str(path)!r}: {error}") from None
-    if metadata.get("format") != FORMAT or metadata.get("kind") not in _KINDS:
-        raise LoadError(f"{str(path)!r} holds no expert (format {metadata.get('format')!r})")
+    tensors, metadata = open_sealed(path, "expert", FORMAT)
+    if metadata.get("kind") not in _KINDS:
+        raise LoadError(f"{str(path)!r} holds an expert of a kind that is not known, {metadata.get('kind')!r}")
     made = json.loads(metadata["made"])
     return _KINDS[metadata["kind"]].of(tensors, made | {"window": tuple(made["window"])})
 

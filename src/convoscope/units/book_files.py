@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from convoscope.core.errors import UsageError
-from convoscope.files import make_folder, replaced, write_text
+from convoscope.data.sealed import read_sealed, write_sealed
+from convoscope.files import make_folder, write_text
 
 SCHEMA = "convoscope.book/1"
 MANIFEST, INDEX, STORE, SCRATCH = "manifest.json", "index.sqlite", "store", "scratch"
@@ -102,21 +103,13 @@ def as_dict(record: Any) -> dict[str, Any]:
 
 
 def save_numbers(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Tensors by name, sorted, without metadata: the same numbers are the same bytes."""
-    from safetensors.torch import save
-
+    """Tensors by name with a checksum and nothing else: the same numbers are the same bytes."""
     make_folder(path.parent)
-    data = save({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
-    with replaced(path) as partial:
-        partial.write_bytes(data)
+    write_sealed(path, {name: tensors[name] for name in sorted(tensors)})
 
 
 def load_numbers(path: Path) -> dict[str, Tensor]:
     """The tensors of a layer. Raises UsageError where the file is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError):
-        raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again") from None
+    if (found := read_sealed(path)) is None:
+        raise UsageError(f"{str(path)!r} is missing or damaged; remove it and run the same scan again")
+    return found[0]

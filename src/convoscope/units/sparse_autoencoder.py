@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from convoscope.core.errors import LoadError, UsageError
-from convoscope.files import replaced
+from convoscope.core.errors import UsageError
+from convoscope.data.sealed import open_sealed, write_sealed
 from convoscope.network import Network
 from convoscope.targets import Direction
 from convoscope.units.reservoir import Sample
@@ -123,30 +123,18 @@ class SparseAutoencoder:
 
     def save(self, path: str | Path) -> Path:
         """Writes everything to a safetensors file, whole or absent."""
-        from safetensors.torch import save
-
         path = Path(path)
         told = {"scale": self.scale, "k": self.k, "layer": self.layer, "network_hash": self.network_hash}
         told |= {"settings": self.settings, "report": None if self.report is None else vars(self.report)}
-        tensors = {name: getattr(self, name).contiguous().cpu() for name in ("encoder", "bias", "decoder", "center")}
-        with replaced(path) as partial:
-            partial.write_bytes(save(tensors, {"format": FORMAT, "made": json.dumps(told, sort_keys=True)}))
+        tensors = {name: getattr(self, name) for name in ("encoder", "bias", "decoder", "center")}
+        write_sealed(path, tensors, {"format": FORMAT, "made": json.dumps(told, sort_keys=True)})
         return path
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """What `save` wrote. Raises LoadError for any other file."""
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(str(path), "pt") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
-                    raise LoadError(f"{str(path)!r} holds no sparse autoencoder (format {metadata.get('format')!r})")
-                tensors = {name: file.get_tensor(name) for name in ("encoder", "bias", "decoder", "center")}
-        except (SafetensorError, OSError) as error:
-            raise LoadError(f"cannot read {str(path)!r}: {error}") from None
-        made = json.loads(metadata["made"])
+        tensors, said = open_sealed(path, "sparse autoencoder", FORMAT)
+        made = json.loads(said["made"])
         report = made.pop("report")
         return cls(**tensors, **made, report=None if report is None else Report(**report))
 
