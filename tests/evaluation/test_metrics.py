@@ -230,6 +230,20 @@ def test_many_images_are_the_same_as_each_alone() -> None:
     assert torch.allclose(whole.scores[..., :3], few.scores, atol=1e-12)
 
 
+def test_a_metric_that_cannot_be_had_leaves_the_others_their_scores() -> None:
+    class Refuses(Backwards, name="refuses"):
+        """It cannot."""
+
+        def score(self, case):
+            raise cs.UnsupportedError("not for this target")
+
+    case, exact = oracle()
+    found = evaluate(case.network, case.x, [], ["gini", Refuses()], 1, maps={"exact": exact}, truth=case.truth, permutations=2)
+    assert found.scores[1].isnan().all()
+    assert not found.scores[0].isnan().any()
+    assert found.left_out == {("refuses", name): "not for this target" for name in ("exact", "random", "edges")}
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

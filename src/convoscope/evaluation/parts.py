@@ -121,9 +121,12 @@ class Run:
             part.shuffled = torch.full((self.permutations, *part.scores.shape), torch.nan, dtype=torch.float64)
         rows = [list(self.names).index(name) for name in case.names]
         if "methods" not in metric.needs:
-            part.scores[rows] = metric.score(case).cpu()
-            if part.shuffled is not None:
-                part.shuffled[:, rows] = permutations(metric, case, self.permutations, at_once=1).shuffled.cpu()
+            try:
+                part.scores[rows] = metric.score(case).cpu()
+                if part.shuffled is not None:
+                    part.shuffled[:, rows] = permutations(metric, case, self.permutations, at_once=1).shuffled.cpu()
+            except UnsupportedError as error:
+                part.left_out |= dict.fromkeys(case.names, str(error))
         for number, row in enumerate(rows) if "methods" in metric.needs else ():
             name = case.names[number]
             if case.methods[number] is None:
