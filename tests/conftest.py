@@ -9,6 +9,7 @@ import zlib
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_DISABLE_JIT", "1")  # UMAP and shap compile for half a minute what runs for seconds
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -54,6 +55,29 @@ def what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables are as wide as in a file, though pytest-xdist tells its workers of 80 columns; no line comes of a slow machine."""
     monkeypatch.setenv("COLUMNS", "160")
     monkeypatch.setattr("convoscope.cli.terminal.EVERY", math.inf)
+
+
+@pytest.fixture(autouse=True)
+def what_is_registered(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test finds the methods, metrics and targets of the package and of its own file, not those of other tests."""
+    from convoscope.core.spec import _REGISTRY
+
+    def taken(own: str) -> dict[tuple[str, str], type]:
+        found = {(k, n): c for k, table in _REGISTRY.items() for n, c in table.items() if _of_a_test(c, own)}
+        for kind, name in found:
+            del _REGISTRY[kind][name]
+        return found
+
+    before = {(k, n): c for k, table in _REGISTRY.items() for n, c in table.items() if _of_a_test(c, "")}
+    taken(request.module.__name__)
+    yield
+    taken("")
+    for (kind, name), cls in before.items():
+        _REGISTRY[kind][name] = cls
+
+
+def _of_a_test(cls: type, own: str) -> bool:
+    return cls.__module__.rpartition(".")[2].startswith("test_") and cls.__module__ != own
 
 
 @pytest.fixture(scope="session")

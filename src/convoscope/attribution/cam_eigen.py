@@ -1,5 +1,6 @@
 """Class activation maps from the principal component of a layer."""
 
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -56,7 +57,9 @@ class EigenCAM(Method):
     def attribute(self, probe: Probe, x: Images) -> Maps:
         layer = probe.layer(self.layer)
         values = layer_values(probe, x, layer, self.title)
-        probe.score(x)  # the map is that of any target, but a class that does not exist is still a mistake
+        planned = probe.session.shared.planned if x is probe.session.shared.x else {}
+        if probe.session.target not in planned:  # the map is that of any target, but a class that does not exist is a mistake
+            replace(probe, rows=probe.rows[:1], keys=probe.keys[:1]).score(x[:1])
         return principal(values, self.centered)
 
     def needs(self, probe: Probe) -> tuple[Place, ...]:
