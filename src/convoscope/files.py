@@ -11,8 +11,9 @@ from convoscope.core.errors import ConvoscopeError, UsageError
 
 def check_writable(path: Path) -> None:
     """Raise, before any work is done, if `path` could not be written at its end."""
-    if path.is_dir():
-        raise UsageError(f"cannot write {str(path)!r}: it is a folder; give the name of a file")
+    if path.exists() and not path.is_file():
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise UsageError(f"cannot write {str(path)!r}: it is {what}; give the name of a file")
     if not path.parent.is_dir():
         raise UsageError(f"cannot write {str(path)!r}: there is no folder {str(path.parent)!r}")
     with writing(path), tempfile.TemporaryFile(dir=path.parent, prefix="."):
@@ -45,6 +46,8 @@ def replaced(path: Path) -> Iterator[Path]:
             yield partial
             with partial.open("rb+") as file:  # else a machine that stops may leave the name of a file without its content
                 os.fsync(file.fileno())
+            if path.exists() and not path.is_file():
+                raise OSError("it is no file")  # whoever may do so would put a file in the place of /dev/null
             os.replace(partial, path)
     finally:
         with suppress(OSError):

@@ -1,11 +1,15 @@
 """Every mistake gets one clear line on stderr, its exit code, and never a traceback."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+
+import convoscope as cs
+from convoscope.files import replaced
 
 Cli = Callable[..., Any]
 
@@ -111,8 +115,44 @@ def test_out_is_a_folder(cli: Cli, picture: Path, tmp_path: Path) -> None:
     failed(cli("explain", picture, "-m", "scenes", "--out", tmp_path), 2, "folder")
 
 
-def test_png_is_a_file(cli: Cli, picture: Path) -> None:
-    failed(cli("explain", picture, "-m", "scenes", "--method", "gradient", "--png", picture), 1, picture.name)
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes have no names here")
+def test_what_is_no_file_is_not_put_in_its_place(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.html")
+    failed(cli("explain", picture, "-m", "scenes", "--method", "gradient", "--out", "pipe.html"), 2, "pipe.html", "a pipe")
+    with pytest.raises(cs.ConvoscopeError, match="no file"), replaced(tmp_path / "pipe.html") as partial:
+        partial.write_text("a page")
+    assert (tmp_path / "pipe.html").is_fifo()
+
+
+def test_png_is_a_file(cli: Cli, picture: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("mine")
+    failed(cli("explain", picture, "-m", "scenes", "--method", "gradient", "--png", "taken"), 1, "taken")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain", "-m", "scenes", "--method", "gradient", "--out"),
+        ("compare-methods", "-m", "scenes", "--method", "gradient", "--png"),
+        ("dream", "scenes", "--steps", 1, "-o"),
+        ("invert", "scenes", "--steps", 1, "--preview"),
+    ],
+)
+def test_a_picture_that_is_read_is_never_written_over(cli: Cli, picture: Path, words: tuple[object, ...]) -> None:
+    before = picture.read_bytes()
+    again = Path("..", picture.parent.name, picture.name)
+    failed(cli(words[0], picture, *words[1:], again), 2, picture.name, "overwritten")
+    failed(cli(words[0], picture, *words[1:-1], f"{words[-1]}={again}"), 2, picture.name, "overwritten")
+    assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("explain", "--out", "a.pdf"), "a page, .html"), (("compare-methods", "--png", "a.html"), "a picture, .png")],
+)
+def test_files_of_another_kind(cli: Cli, picture: Path, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    failed(cli(words[0], picture, "-m", "scenes", "--method", "gradient", *words[1:]), 2, words[-1], said)
+    assert not (tmp_path / words[-1]).exists()
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "toaster"])

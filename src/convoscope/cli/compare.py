@@ -62,15 +62,14 @@ def compare_methods(
     the reason. Settings of methods are options too, as for 'explain'.
     """
     from convoscope.cli import work as do
+    from convoscope.cli.pictures import PAGE, PICTURE, check_out
     from convoscope.cli.terminal import console, print_json
     from convoscope.core.errors import UsageError
-    from convoscope.files import check_writable
     from convoscope.report import predictions
 
     out, png = (out, png) if as_json or out or png else (DEFAULT_OUT, DEFAULT_PNG)
-    for path in (out, png):
-        if path:
-            check_writable(path)
+    check_out(out, PAGE)
+    check_out(png, PICTURE, "--png")
     pictures, settings = opt.split_settings(image, do.switches())
     if len(pictures) != 1:
         raise UsageError(f"methods are compared on one picture; got {len(pictures)}")

@@ -69,8 +69,8 @@ def explain(
     """
     from convoscope.cli import folders
     from convoscope.cli import work as do
+    from convoscope.cli.pictures import PAGE, check_out
     from convoscope.core.errors import UsageError
-    from convoscope.files import check_writable
 
     pictures, settings = opt.split_settings(images, do.switches())
     if not pictures:
@@ -81,8 +81,7 @@ def explain(
             raise UsageError("a report of whole folders would be too large to open; --out DIR says where their maps go")
         png, out = out, None
     out = out if out or as_json or in_folders else DEFAULT_OUT
-    if out:
-        check_writable(out)
+    check_out(out, PAGE)
     known = [name for p in context.command.params for name in p.opts if name.startswith("--")]
     methods = do.choose_methods(method or [], settings, known)
     found = folders.pictures_in(pictures, png or DEFAULT_FOLDER) if in_folders else []

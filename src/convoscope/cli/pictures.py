@@ -9,15 +9,19 @@ if TYPE_CHECKING:
     from convoscope.show.strip import Strip
 
 
-def check_out(out: Path | None) -> None:
-    """Raises UsageError, before any work, for a file that could not be written or of another kind than .png and .html."""
+PICTURE, PAGE = (".png",), (".html", ".htm")
+
+
+def check_out(out: Path | None, kinds: tuple[str, ...] = (*PICTURE, *PAGE), option: str = "--out") -> None:
+    """Raises UsageError, before any work, for a file that could not be written or of another kind than these."""
     from convoscope.files import check_writable
 
     if out is None:
         return
-    if out.suffix.lower() not in (".png", ".html", ".htm"):
-        raise UsageError(f"--out {str(out)!r}: expected a picture, .png, or a page, .html")
     check_writable(out)
+    if out.suffix.lower() not in kinds:
+        said = [text for found, text in ((PICTURE, "a picture, .png"), (PAGE, "a page, .html")) if found[0] in kinds]
+        raise UsageError(f"{option} {str(out)!r}: expected {', or '.join(said)}")
 
 
 def write_strip(drawn: "Strip", out: Path, lede: str = "") -> None:

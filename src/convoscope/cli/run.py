@@ -10,7 +10,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from convoscope.core.errors import ConvoscopeError, closest
+from convoscope.core.errors import ConvoscopeError, UsageError, closest
+
+WRITE = ("--out", "-o", "--png", "--preview", "--strip")
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -23,6 +25,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         from convoscope.cli.app import app
 
+        _keep_inputs(options)
         with _terminable():
             code = app(args=words, prog_name="convoscope", standalone_mode=False)
         sys.stdout.flush()
@@ -41,6 +44,16 @@ def run(arguments: Sequence[str]) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+def _keep_inputs(words: Sequence[str]) -> None:
+    """Raises UsageError where a command would write the very file that it reads."""
+    places = {i + 1 for i, word in enumerate(words[:-1]) if word in WRITE}
+    written = [words[i] for i in places] + [w.partition("=")[2] for w in words if w.partition("=")[0] in WRITE]
+    for out in filter(os.path.isfile, written):
+        for word in (w for i, w in enumerate(words) if i not in places and os.path.isfile(w)):
+            if os.path.samefile(out, word):
+                raise UsageError(f"{out!r} is read and would be overwritten; name another file to write to")
 
 
 class _Terminable:
