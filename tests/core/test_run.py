@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import convoscope as cs
 from convoscope.core.run import rows_at_once, undisturbed
@@ -136,3 +137,27 @@ def test_compiled_networks_give_what_plain_ones_give(way: str, method: str) -> N
     assert torch.equal(cs.explain(compiled, x, method, 1).values, expected)
     assert flags(compiled) == before
     assert torch.equal(compiled.eval()(x), net(x))
+
+
+class Interrupts(TorchFunctionMode):
+    """Raises where two tensors are compared or copied."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__name__", "") in ("equal", "copy_"):
+            raise KeyboardInterrupt
+        return func(*args, **(kwargs or {}))
+
+
+def test_flags_and_buffers_come_back_though_a_mode_of_the_caller_raises() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+    module = Counts().train()
+    with Interrupts(), undisturbed(module):
+        module.calls.add_(1)
+    assert module.training
+    assert all(p.requires_grad for p in module.parameters())
+    assert float(module.calls) == 0

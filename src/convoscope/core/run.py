@@ -50,9 +50,7 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
     Several threads may hold the same network: the first saves, the last restores. Gradients can be computed inside
     whatever mode the caller is in (`no_grad`, `inference_mode`, autocast).
     """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+    with torch.inference_mode(False), torch.enable_grad(), contextlib.ExitStack() as stack:
         parameters = dict(module.named_parameters())
         for device in {p.device.type for p in parameters.values()} | {"cpu"}:
             if torch.is_autocast_enabled(device):
@@ -63,9 +61,8 @@ def undisturbed(module: nn.Module) -> Iterator[nn.Module]:
             for part in module.modules():
                 if hasattr(part, "training"):  # frozen TorchScript has no modes
                     _take(part, "training", taken)
-                own = () if type(part).__module__.startswith("torch.nn.") else part.buffers(recurse=False)
-                for buffer in own:  # those of modules that may go by the batch, or count, also in evaluation mode
-                    _take(buffer, "data", taken)
+                for buffer in () if type(part).__module__.startswith("torch.nn.") else part.buffers(recurse=False):
+                    _take(buffer, "data", taken)  # it may go by the batch, or count, also in evaluation mode
             for name, parameter in parameters.items():
                 if parameter.is_inference():
                     raise UnsupportedError(
@@ -92,13 +89,15 @@ def _take(thing: Any, attribute: str, taken: list[tuple[int, str]]) -> None:
 
 
 def _release(taken: list[tuple[int, str]]) -> None:
-    with _lock:
+    with _lock, torch._C.DisableTorchFunction():  # nobody's mode comes between
+        ended = []
         for key in taken:
-            thing, attribute, before, holders = _held[key]
+            thing, attribute, before, holders = _held.pop(key)
             if holders > 1:
                 _held[key] = (thing, attribute, before, holders - 1)
-                continue
-            del _held[key]
+            else:
+                ended.append((thing, attribute, before))
+        for thing, attribute, before in sorted(ended, key=lambda e: e[1] == "data"):  # what could fail comes last
             if attribute == "data" and not torch.equal(thing.data, before):
                 thing.data.copy_(before)
             elif attribute != "data" and getattr(thing, attribute) != before:

@@ -140,8 +140,12 @@ def _asked(told: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         return {"how": "not made", "what": f"{type(error).__name__}: {error}"}
     x = hostile.images()
-    with torch.no_grad():
-        module(x.clone()) if told["form"] != "alone" else None  # what wraps it sets itself up with the first pass
+    if told["form"] != "alone":
+        modes = {m: m.training for m in module.modules()}
+        with torch.no_grad():
+            module.eval()(x.clone())  # what wraps it sets itself up with the first pass
+        for part, mode in modes.items():
+            part.training = mode
     watch = Watch(module, x)
     if told["form"] == "fully sharded":  # it changes them with every pass of its own
         watch.before = {k: v for k, v in watch.before.items() if k not in (OBJECTS, TENSORS[0])}
