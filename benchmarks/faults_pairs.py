@@ -108,6 +108,9 @@ where one is broken.
 What is wrong here and known, each with its reason in `convoscope.testing.EXCEPTIONS`:
 
 {_excused(found)}
+What is wrong here and open:
+
+{_open(found)}
 ### The laws
 
 Tests of this repository check the quick ones: on all networks, or on those named. `convoscope.testing.check_method(MyMethod(),
@@ -155,6 +158,15 @@ def _excused(found: Sequence[Pair]) -> str:
         for (method, law, excused), networks in groups.items()
     ]
     return "\n".join(lines) + "\n" if lines else "nothing.\n"
+
+
+def _open(found: Sequence[Pair]) -> str:
+    groups: dict[str, list[str]] = {}
+    for p in found:
+        for law, how, what, excused, _ in p["verdicts"]:
+            if how in ("wrong", "crashed") and not excused:
+                groups.setdefault(law, []).append(f"{p['method']} on {p['network']} ({' '.join(what.split())[:80]})")
+    return "".join(f"- {law}: {'; '.join(sorted(cases))}\n" for law, cases in sorted(groups.items())) or "nothing.\n"
 
 
 def _verdicts(found: Sequence[Pair]) -> Iterator[list[Any]]:
