@@ -77,8 +77,8 @@ def _in_other_processes(library: str, methods: list[str]) -> dict[str, list[str]
         for line in done.stdout.splitlines():
             if line.startswith("{"):
                 ended |= json.loads(line)
-        if done.returncode:
-            ended[next(m for m in left if m not in ended)] = [CRASHED] * 25
+        if done.returncode and (rest := [m for m in left if m not in ended]):
+            ended[rest[0]] = [CRASHED] * 25
     return ended
 
 
